@@ -1,0 +1,1 @@
+"""seqrec_prompt."""

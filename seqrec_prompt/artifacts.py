@@ -1,0 +1,243 @@
+"""The only module that writes results: atomic files and directories, manifests, and an append-only journal.
+
+A final file appears by one rename or not at all. Whatever a stage makes carries a manifest: what it was made from
+(hashes), how (the resolved config), with which versions. A stage that finds its own output done says so and stops; one
+that finds output made with other settings refuses, naming the settings that differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from seqrec_prompt.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+VERSIONED = ("seqrec_prompt", "torch", "transformers", "peft", "trl", "datasets", "numpy", "pyarrow")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in `path`'s folder; on success rename it to `path`, on failure remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        _sync(partial)
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; on success it replaces `path`, on failure it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    try:
+        yield staged
+        for file in staged.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        staged.chmod(0o777 & ~_umask())
+        if path.exists():
+            shutil.rmtree(path)
+        staged.replace(path)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def manifest(
+    stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], facts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Describe an output: `stage` and `config` that made it, hashes of its `inputs`, `facts` found on the way."""
+    return {
+        "stage": stage,
+        "config": dict(config),
+        "inputs": dict(inputs),
+        "facts": dict(facts or {}),
+        "versions": {name: v for name in VERSIONED if (v := _version(name))} | {"python": platform.python_version()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def read_manifest(directory: Path, made_by: str) -> dict[str, Any]:
+    """Read the manifest of `directory`; ArtifactError says which verb makes such a directory when it is none."""
+    try:
+        value = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = "is not a directory" if not directory.is_dir() else f"has no {MANIFEST}"
+        raise ArtifactError(f"{directory} {known}. Make it with: seqrec-prompt {made_by} --out {directory}") from None
+    except json.JSONDecodeError as error:
+        raise ArtifactError(
+            f"{directory / MANIFEST} is damaged ({error}). Run 'seqrec-prompt {made_by}' again."
+        ) from None
+    if not isinstance(value, dict) or value.get("stage") != made_by:
+        raise ArtifactError(f"{directory} was not made by 'seqrec-prompt {made_by}'.")
+    return value
+
+
+def is_done(path: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Tell whether `path`, made as the manifest `found` says, already is what `wanted` asks for.
+
+    True: same stage, config and inputs. False: nothing is there, or it may be overwritten. Raises ArtifactError,
+    naming the differing keys, when something else is there.
+    """
+    if overwrite:
+        return False
+    if found is None:
+        if path.is_dir() and any(path.iterdir()):
+            raise ArtifactError(
+                f"{path} exists and was not made by seqrec_prompt. Choose another --out, or --overwrite."
+            )
+        return False
+    differing = [
+        f"{key}: was {old!r}, is {new!r}"
+        for part in ("stage", "config", "inputs")
+        for key, old, new in _differences(found.get(part), wanted.get(part), part)
+        if key not in ("config.out", "config.overwrite")
+    ]
+    if differing:
+        raise ArtifactError(
+            f"{path} was made with other settings:\n  "
+            + "\n  ".join(differing)
+            + "\nChoose another --out, or --overwrite."
+        )
+    return True
+
+
+def peek_manifest(directory: Path) -> dict[str, Any] | None:
+    """Read the manifest of `directory` if there is one."""
+    file = directory / MANIFEST
+    if not file.exists():
+        return None
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of every file of a directory with its relative name."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return hash_json({str(p.relative_to(path)): hash_file(p) for p in files})
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class Journal:
+    """Append-only file of checksummed JSON records, one a line; the first names what the journal is for.
+
+    Opening an existing journal replays it: a torn or damaged tail (the process died while writing) is cut off and its
+    records are owed again. A journal made for something else raises ArtifactError naming what differs.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            path.unlink(missing_ok=True)
+        records, good_bytes = self._replay()
+        if records:
+            is_done(path, records[0], identity, overwrite=False)
+        self.count = max(0, len(records) - 1)
+        self._stream = path.open("r+b" if path.exists() else "w+b")
+        self._stream.truncate(good_bytes)
+        self._stream.seek(good_bytes)
+        if not records:
+            self.append(dict(identity))
+            self.count = 0
+
+    def append(self, *records: Any) -> None:
+        """Write records and wait until they are on disk."""
+        for record in records:
+            body = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
+            self._stream.write(b"%08x %s\n" % (zlib.crc32(body), body))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self.count += len(records)
+
+    def records(self) -> Iterator[Any]:
+        """Yield the records in the order they were appended."""
+        with self.path.open("rb") as stream:
+            next(stream, None)
+            for line in stream:
+                yield json.loads(line[9:])
+
+    def close(self, *, remove: bool = False) -> None:
+        """Close the file; `remove` deletes it, once what it held stands elsewhere."""
+        self._stream.close()
+        if remove:
+            self.path.unlink(missing_ok=True)
+
+    def _replay(self) -> tuple[list[Any], int]:
+        records: list[Any] = []
+        good = 0
+        if self.path.exists():
+            with self.path.open("rb") as stream:
+                for line in stream:
+                    body = line[9:-1]
+                    if not line.endswith(b"\n") or line[:9] != b"%08x " % zlib.crc32(body):
+                        break
+                    # Only the header is needed in memory; the rest is counted.
+                    records.append(None if records else json.loads(body))
+                    good += len(line)
+        return records, good
+
+
+def _differences(old: Any, new: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(set(old) | set(new)):
+            yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}")
+    elif old != new:
+        yield prefix, old, new
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

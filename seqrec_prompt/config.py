@@ -1,0 +1,174 @@
+"""Typed configuration: one frozen model per verb, filled from a YAML file and from `--key value` overrides.
+
+Every verb is `function(config)`. The same config class gives the command line its flags and `--help`, gives the YAML
+file its keys, and is written, resolved, into the manifest of what the verb made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from seqrec_prompt.errors import ConfigError
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of all configurations: immutable, no unknown keys, defaults validated too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every setting, defaults included, as JSON values."""
+        return self.model_dump(mode="json")
+
+
+def parse(cls: type[C], argv: Sequence[str] | None = None, *, verb: str, description: str = "", example: str = "") -> C:
+    """Build `cls` from a command line: flags named after the fields, plus `--config FILE`.
+
+    `--help` prints every field with its meaning and default. Raises ConfigError listing every bad key or value at once.
+    """
+    fields = dict(_walk(cls))
+    parser = argparse.ArgumentParser(
+        prog=f"seqrec-prompt {verb}",
+        description=description,
+        epilog=f"example:\n  {example}" if example else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    help_config = f"YAML file with these settings, flat or under '{verb}:'; flags given beside it win"
+    parser.add_argument("--config", metavar="FILE", type=Path, help=help_config)
+    for name, field in fields.items():
+        _add_flag(parser, name, field)
+    given, unknown = parser.parse_known_args(argv)
+    overrides = vars(given)
+    file = overrides.pop("config")
+    flags = {f"--{_dashed(name)}" for name in fields} | {"--config"}
+    problems = [
+        _unknown(word.split("=")[0], flags) if word.startswith("--") else f"unexpected argument '{word}'"
+        for word in unknown
+    ]
+    if problems:
+        raise ConfigError(_listing(problems))
+    return load(cls, file, overrides, verb=verb)
+
+
+def load(cls: type[C], file: Path | None = None, overrides: Mapping[str, Any] | None = None, *, verb: str) -> C:
+    """Build `cls` from a YAML file (flat, or the section `verb` of a file of sections) and dotted `overrides`."""
+    values = _read_section(file, verb, cls) if file else {}
+    for dotted, value in (overrides or {}).items():
+        *parents, leaf = dotted.split(".")
+        node = values
+        for parent in parents:
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[leaf] = value
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        where = f"{file}: " if file else ""
+        raise ConfigError(where + _listing([_explain(cls, e) for e in error.errors()])) from None
+
+
+def _read_section(file: Path, verb: str, cls: type[Config]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file. --config names a YAML file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected 'key: value' lines, found a {type(content).__name__}.")
+    if isinstance(content.get(verb), dict) and verb not in cls.model_fields:
+        return dict(content[verb])
+    if content and all(isinstance(v, dict) and k not in cls.model_fields for k, v in content.items()):
+        raise ConfigError(f"{file}: has sections {', '.join(content)} but none named '{verb}'.")
+    return content
+
+
+def _walk(cls: type[Config], prefix: str = "") -> typing.Iterator[tuple[str, FieldInfo]]:
+    for name, field in cls.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+            yield from _walk(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    kind, is_list = _value_type(field.annotation)
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options["metavar"] = _metavar(kind)
+        if is_list:
+            options["nargs"] = "+"
+    parser.add_argument(f"--{_dashed(name)}", **options)
+
+
+def _value_type(annotation: Any) -> tuple[Any, bool]:
+    """Strip `| None` and list/tuple from an annotation: (element type, is it a list)."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        inner = [a for a in typing.get_args(annotation) if a is not type(None)]
+        if len(inner) == 1:
+            return _value_type(inner[0])
+        return str, False
+    if typing.get_origin(annotation) in (list, tuple):
+        return typing.get_args(annotation)[0], True
+    return annotation, False
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return "|".join(str(choice) for choice in typing.get_args(kind))
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+
+
+def _help(field: FieldInfo) -> str:
+    text = field.description or ""
+    if field.is_required():
+        text += " (required)"
+    elif field.default not in (None, "", ()) and not isinstance(field.default, bool):
+        default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text += f" (default: {default})"
+    elif isinstance(field.default, bool):
+        text += f" (default: {'yes' if field.default else 'no'})"
+    return text.strip().replace("%", "%%")
+
+
+def _explain(cls: type[Config], error: Any) -> str:
+    loc = [str(part) for part in error["loc"]]
+    key = ".".join(loc)
+    if error["type"] == "extra_forbidden":
+        return _unknown(key, [name for name, _ in _walk(cls)])
+    if error["type"] == "missing":
+        return f"'{key}' is missing: give --{_dashed(key)} or set it in the config file"
+    if error["type"] == "value_error" and not key:
+        return str(error["ctx"]["error"])
+    return f"'{key}' = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _unknown(key: str, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f"unknown setting '{key}'" + (f": did you mean '{near[0]}'?" if near else "; see --help")
+
+
+def _listing(problems: Sequence[str]) -> str:
+    return problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems:", *problems])
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,1 @@
+"""Where data comes in: files → Catalog and Sessions → split → a prepared directory."""

@@ -1,0 +1,64 @@
+"""A prepared data directory: what `prepare` writes and every later stage reads.
+
+DATA/manifest.json, catalog.parquet, train.parquet, test.parquet and, where the split defines it, validation.parquet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from seqrec_prompt.artifacts import MANIFEST, hash_json, read_manifest, write_json
+from seqrec_prompt.data.catalog import Catalog
+from seqrec_prompt.data.sessions import Split, load_holdout, load_sessions, save_sessions
+from seqrec_prompt.errors import ArtifactError
+
+CATALOG, TRAIN, VALIDATION, TEST = "catalog.parquet", "train.parquet", "validation.parquet", "test.parquet"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A catalog, its split, and the manifest of the stage that made them."""
+
+    catalog: Catalog
+    split: Split
+    manifest: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """Identity of the data: what `prepare` read and how it was configured."""
+        return hash_json([self.manifest["facts"]["hash"], self.catalog.hash])
+
+    @cached_property
+    def popularity(self) -> npt.NDArray[np.int64]:
+        """(items,) occurrences of each item in the train sessions."""
+        return np.bincount(self.split.train.items, minlength=len(self.catalog)).astype(np.int64)
+
+    def save(self, directory: Path) -> None:
+        """Write all files into an existing directory."""
+        self.catalog.save(directory / CATALOG)
+        save_sessions(directory / TRAIN, self.split.train)
+        save_sessions(directory / TEST, self.split.test)
+        if self.split.validation is not None:
+            save_sessions(directory / VALIDATION, self.split.validation)
+        write_json(directory / MANIFEST, self.manifest)
+
+    @classmethod
+    def load(cls, directory: Path) -> Dataset:
+        """Read a directory that `prepare` made. Raises ArtifactError when it is not one or a file is missing."""
+        manifest = read_manifest(directory, "prepare")
+        try:
+            validation = directory / VALIDATION
+            split = Split(
+                load_sessions(directory / TRAIN),
+                load_holdout(directory / TEST),
+                load_holdout(validation) if validation.exists() else None,
+            )
+            return cls(Catalog.load(directory / CATALOG), split, manifest)
+        except (OSError, KeyError) as error:
+            raise ArtifactError(f"{directory} is incomplete ({error}). Run 'seqrec-prompt prepare' again.") from None

@@ -1,0 +1,157 @@
+"""Sessions as flat arrays, and the parts of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seqrec_prompt.artifacts import atomic_file
+from seqrec_prompt.data.catalog import IntArray
+
+IdArray = npt.NDArray[np.object_]
+OffsetArray = npt.NDArray[np.int64]
+TimeArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Sessions:
+    """Item sequences, oldest first, stored columnar.
+
+    ids: (n,) session ids. offsets: (n+1,) session i is `items[offsets[i]:offsets[i+1]]`. items: (total,) catalog
+    positions. times: (total,) Unix seconds (or any order given by the user), or None when the data has no times.
+    """
+
+    ids: IdArray
+    offsets: OffsetArray
+    items: IntArray
+    times: TimeArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> IntArray:
+        return self.items[self.offsets[i] : self.offsets[i + 1]]
+
+    def __iter__(self) -> Iterator[IntArray]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def lengths(self) -> OffsetArray:
+        """(n,) number of items of each session."""
+        return np.diff(self.offsets)
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """(total,) position of the session each entry of `items` belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @classmethod
+    def build(cls, ids: Sequence[str], items: Sequence[Sequence[int]]) -> Sessions:
+        """Build sessions from Python lists (for tests and small data)."""
+        offsets = np.concatenate([[0], np.cumsum([len(s) for s in items])]).astype(np.int64)
+        flat = np.array([i for session in items for i in session], dtype=np.int32)
+        return cls(np.array(ids, dtype=object), offsets, flat)
+
+    def take(self, which: npt.NDArray[Any]) -> Sessions:
+        """Select sessions by position or by a boolean (n,) mask, in the order given."""
+        positions = np.flatnonzero(which) if which.dtype == np.bool_ else which
+        return self._gather(positions, self.offsets[positions], self.lengths[positions])
+
+    def slice_items(self, start: OffsetArray, stop: OffsetArray) -> Sessions:
+        """Keep items start[i]..stop[i]-1 of each session i; both (n,), counted from its first item."""
+        return self._gather(np.arange(len(self)), self.offsets[:-1] + start, stop - start)
+
+    def last(self, n: int) -> Sessions:
+        """Keep the last `n` items of each session."""
+        return self.slice_items(np.maximum(self.lengths - n, 0), self.lengths)
+
+    def select_items(self, keep: npt.NDArray[np.bool_]) -> Sessions:
+        """Keep the entries marked in `keep` (total,); sessions stay, if need be empty."""
+        counts = np.bincount(self.rows[keep], minlength=len(self))
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return Sessions(self.ids, offsets, self.items[keep], None if self.times is None else self.times[keep])
+
+    def _gather(self, ids: npt.NDArray[Any], starts: OffsetArray, lengths: OffsetArray) -> Sessions:
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        entries = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        times = None if self.times is None else self.times[entries]
+        return Sessions(self.ids[ids], offsets, self.items[entries], times)
+
+    def to_table(self) -> pa.Table:
+        """Arrow table: session_id, items (list of catalog positions) and, if there are times, times."""
+        columns = {
+            "session_id": pa.array(self.ids, pa.string()),
+            "items": pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.items)),
+        }
+        if self.times is not None:
+            columns["times"] = pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.times))
+        return pa.table(columns)
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Sessions:
+        """Read what `to_table` wrote."""
+        items = table["items"].combine_chunks()
+        lengths = items.value_lengths().to_numpy(zero_copy_only=False)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        times = table["times"].combine_chunks().flatten().to_numpy() if "times" in table.column_names else None
+        ids = np.array(table["session_id"].to_pylist(), dtype=object)
+        return cls(ids, offsets, items.flatten().to_numpy().astype(np.int32), times)
+
+
+@dataclass(frozen=True, eq=False)
+class Holdout:
+    """Sessions to be continued and the item that came next: prompts (n sessions), targets (n,) catalog positions."""
+
+    prompts: Sessions
+    targets: IntArray
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, which: npt.NDArray[Any]) -> Holdout:
+        """Select sessions by position or boolean mask."""
+        return Holdout(self.prompts.take(which), self.targets[which])
+
+    @classmethod
+    def of_last_items(cls, sessions: Sessions) -> Holdout:
+        """Hold out the last item of each session; every session needs two items."""
+        lengths = sessions.lengths
+        targets = sessions.items[sessions.offsets[1:] - 1]
+        return cls(sessions.slice_items(np.zeros_like(lengths), lengths - 1), targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Train sessions, the test holdout, and a validation holdout where the protocol defines one."""
+
+    train: Sessions
+    test: Holdout
+    validation: Holdout | None = None
+
+
+def save_sessions(path: Path, part: Sessions | Holdout) -> None:
+    """Write sessions, or a holdout with its `target` column, as Parquet."""
+    if isinstance(part, Holdout):
+        table = part.prompts.to_table().append_column("target", pa.array(part.targets))
+    else:
+        table = part.to_table()
+    with atomic_file(path) as partial:
+        pq.write_table(table, partial)
+
+
+def load_sessions(path: Path) -> Sessions:
+    """Read train sessions."""
+    return Sessions.from_table(pq.read_table(path))
+
+
+def load_holdout(path: Path) -> Holdout:
+    """Read a holdout: prompts and targets."""
+    table = pq.read_table(path)
+    return Holdout(Sessions.from_table(table), table["target"].to_numpy().astype(np.int32))

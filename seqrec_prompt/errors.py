@@ -1,0 +1,41 @@
+"""Every error this package raises on purpose. Each message says what was wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SeqrecError(Exception):
+    """Base of all errors that are meant for the person at the keyboard."""
+
+
+class ConfigError(SeqrecError):
+    """A setting is unknown, missing or has an impossible value."""
+
+
+class DataError(SeqrecError):
+    """Input data cannot be used as it is. `problems` holds one line per finding."""
+
+    def __init__(self, problems: Sequence[str], hint: str = "") -> None:
+        self.problems = list(problems)
+        lines = self.problems if len(self.problems) == 1 else [f"{len(self.problems)} problems:", *self.problems]
+        super().__init__("\n  ".join(lines) + (f"\n{hint}" if hint else ""))
+
+
+class ArtifactError(SeqrecError):
+    """A file or directory made by an earlier stage is missing, damaged, or was made with other settings."""
+
+
+class ModelError(SeqrecError):
+    """A model or adapter cannot be found or does not fit what it is asked to do."""
+
+
+class TemplateError(SeqrecError):
+    """A prompt template does not fit the tokenizer or the context length."""
+
+
+class MissingExtraError(SeqrecError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, install: str) -> None:
+        super().__init__(f"{what} is not installed. Install it with: {install}")

@@ -1,0 +1,1 @@
+"""Everything that answers a session with a ranked list of catalog items."""

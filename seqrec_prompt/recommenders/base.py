@@ -1,0 +1,85 @@
+"""The recommender's contract and the lists it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from seqrec_prompt.data.catalog import IntArray
+from seqrec_prompt.data.sessions import IdArray, OffsetArray, Sessions
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendations:
+    """Ranked lists, one a session, best first, stored columnar.
+
+    session_ids: (n,). offsets: (n+1,) the list of session i is `items[offsets[i]:offsets[i+1]]`, at most k long.
+    items: (total,) catalog positions, distinct within a list. scores: (total,) higher is better, not increasing.
+    certified: (n,) True where the list is proven to be the exact top-k under the scorer.
+    gap: (n,) best score anything unseen could still reach minus the last score of the list; ≤ 0 when certified.
+    provenance: how the items were found (constrained | exact | normalised | fuzzy | embedding), one for all.
+    """
+
+    session_ids: IdArray
+    offsets: OffsetArray
+    items: IntArray
+    scores: FloatArray
+    certified: npt.NDArray[np.bool_]
+    gap: FloatArray
+    provenance: str = "exact"
+
+    def __len__(self) -> int:
+        return len(self.session_ids)
+
+    def __getitem__(self, i: int) -> IntArray:
+        return self.items[self.offsets[i] : self.offsets[i + 1]]
+
+    def __iter__(self) -> Iterator[IntArray]:
+        return (self[i] for i in range(len(self)))
+
+    @classmethod
+    def build(
+        cls, session_ids: IdArray, lists: Sequence[IntArray], scores: Sequence[FloatArray], provenance: str = "exact"
+    ) -> Recommendations:
+        """Build certified lists from one array of items and one of scores a session."""
+        n = len(session_ids)
+        offsets = np.concatenate([[0], np.cumsum([len(items) for items in lists])]).astype(np.int64)
+        return cls(
+            session_ids,
+            offsets,
+            np.concatenate([*lists, np.empty(0, np.int32)]).astype(np.int32),
+            np.concatenate([*scores, np.empty(0)]).astype(np.float64),
+            np.ones(n, np.bool_),
+            np.zeros(n),
+            provenance,
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Recommendations]) -> Recommendations:
+        """Join lists of different sessions, in order; all parts share one provenance."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        return cls(
+            np.concatenate([part.session_ids for part in parts]),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.concatenate([part.items for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.certified for part in parts]),
+            np.concatenate([part.gap for part in parts]),
+            parts[0].provenance,
+        )
+
+
+class Recommender(Protocol):
+    """What every recommender offers."""
+
+    name: str
+
+    def recommend(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
+        """Return at most `k` distinct items a session; `exclude_seen` leaves out the session's own items."""
+        ...

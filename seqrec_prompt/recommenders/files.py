@@ -1,0 +1,151 @@
+"""Recommendations as Parquet files: one row a recommended item.
+
+Columns: session_id, rank (from 1), item_id, score, provenance, certified, gap. A session with an empty list keeps one
+row with a null item and rank 0, so that no session is lost. The file's metadata carries the manifest of its making.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from seqrec_prompt.artifacts import atomic_file
+from seqrec_prompt.data.catalog import Catalog
+from seqrec_prompt.errors import ArtifactError, DataError
+from seqrec_prompt.recommenders.base import Recommendations
+
+SCHEMA = pa.schema(
+    [
+        ("session_id", pa.string()),
+        ("rank", pa.int32()),
+        ("item_id", pa.string()),
+        ("score", pa.float64()),
+        ("provenance", pa.string()),
+        ("certified", pa.bool_()),
+        ("gap", pa.float64()),
+    ]
+)
+METADATA_KEY = b"seqrec_prompt"
+
+
+@dataclass(frozen=True, eq=False)
+class RecommendationFile:
+    """Lists read back from a file, with the manifest it carries ({} when another tool wrote it)."""
+
+    path: Path
+    lists: Recommendations
+    manifest: dict[str, Any]
+
+
+def write(path: Path, batches: Iterable[Recommendations], catalog: Catalog, manifest: dict[str, Any]) -> None:
+    """Stream batches of lists into one Parquet file, which appears whole or not at all."""
+    schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(manifest, ensure_ascii=False).encode()})
+    with atomic_file(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for batch in batches:
+            writer.write_table(_table(batch, catalog).cast(schema))
+
+
+def read_file_manifest(path: Path) -> dict[str, Any] | None:
+    """Read only the manifest of a recommendation file; None when there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(f"{path} is not a Parquet file ({error}).") from None
+    manifest = json.loads(metadata.get(METADATA_KEY, b"{}"))
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def read(path: Path, catalog: Catalog) -> RecommendationFile:
+    """Read a recommendation file; needs only the columns session_id, rank and item_id, so other tools can write it.
+
+    Raises ArtifactError when the file is missing or no Parquet, DataError naming columns or items that do not fit.
+    """
+    manifest = read_file_manifest(path)
+    if manifest is None:
+        raise ArtifactError(f"{path}: no such file. Make it with: seqrec-prompt recommend --out {path}")
+    table = pq.read_table(path)
+    missing = [name for name in ("session_id", "rank", "item_id") if name not in table.column_names]
+    if missing:
+        raise DataError([f"{path}: no column '{name}' (it has: {', '.join(table.column_names)})" for name in missing])
+    return RecommendationFile(path, _lists(table, catalog, path), manifest)
+
+
+def _table(lists: Recommendations, catalog: Catalog) -> pa.Table:
+    lengths = np.diff(lists.offsets)
+    shown = np.maximum(lengths, 1)  # an empty list keeps one row
+    session = np.repeat(np.arange(len(lists)), shown)
+    starts = np.concatenate([[0], np.cumsum(shown)[:-1]]).astype(np.int64)
+    within = np.arange(len(session)) - np.repeat(starts, shown)
+    empty = (lengths == 0)[session]
+    entry = np.where(empty, 0, lists.offsets[:-1][session] + within)
+    ids = pa.array(catalog.ids, pa.string())
+    item = pa.array(lists.items[entry] if len(lists.items) else np.zeros(len(session), np.int32), mask=empty)
+    score = pa.array(lists.scores[entry] if len(lists.scores) else np.zeros(len(session)), mask=empty)
+    return pa.table(
+        {
+            "session_id": pa.array(lists.session_ids[session], pa.string()),
+            "rank": np.where(empty, 0, within + 1),
+            "item_id": pc.take(ids, item),
+            "score": score,
+            "provenance": pa.array([lists.provenance] * len(session)),
+            "certified": lists.certified[session],
+            "gap": lists.gap[session],
+        }
+    )
+
+
+def _lists(table: pa.Table, catalog: Catalog, path: Path) -> Recommendations:
+    session_id = np.array(table["session_id"].to_pylist(), dtype=object)
+    first, group = _group(session_id)
+    rank = table["rank"].to_numpy()
+    order = np.lexsort((rank, group))
+    items = np.array(list(_positions(table, catalog, path)), dtype=np.int64)[order]
+    group = group[order]
+    real = items >= 0
+    counts = np.bincount(group[real], minlength=len(first))
+    score = table["score"].to_numpy()[order] if "score" in table.column_names else -rank[order].astype(float)
+    certified = (
+        table["certified"].to_numpy()[first] if "certified" in table.column_names else np.zeros(len(first), bool)
+    )
+    gap = table["gap"].to_numpy()[first] if "gap" in table.column_names else np.full(len(first), np.nan)
+    provenance = table["provenance"][0].as_py() if len(table) and "provenance" in table.column_names else "exact"
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Recommendations(
+        session_id[first], offsets, items[real].astype(np.int32), score[real].astype(float), certified, gap, provenance
+    )
+
+
+def _group(session_id: Any) -> tuple[Any, Any]:
+    """Number sessions in order of first appearance: (row of each session's first entry, group number of each row)."""
+    numbers: dict[str, int] = {}
+    first = []
+    group = np.empty(len(session_id), np.int64)
+    for row, name in enumerate(session_id):
+        if name not in numbers:
+            numbers[name] = len(numbers)
+            first.append(row)
+        group[row] = numbers[name]
+    return np.array(first, np.int64), group
+
+
+def _positions(table: pa.Table, catalog: Catalog, path: Path) -> Iterator[int]:
+    for row, item_id in enumerate(table["item_id"].to_pylist()):
+        if item_id is None:
+            yield -1
+        elif item_id in catalog.index:
+            yield catalog.index[item_id]
+        else:
+            raise DataError(
+                [f"{path}: row {row + 1}, column item_id: '{item_id}' is not in the catalog"],
+                "These recommendations belong to other data: give --data of the directory they were made from.",
+            )
