@@ -131,9 +131,9 @@ def is_done(path: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, An
     return True
 
 
-def peek_manifest(directory: Path) -> dict[str, Any] | None:
+def peek_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any] | None:
     """Read the manifest of `directory` if there is one."""
-    file = directory / MANIFEST
+    file = directory / name
     if not file.exists():
         return None
     try:

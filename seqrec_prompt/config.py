@@ -101,8 +101,9 @@ def _read_section(file: Path, verb: str, cls: type[Config]) -> dict[str, Any]:
 
 def _walk(cls: type[Config], prefix: str = "") -> typing.Iterator[tuple[str, FieldInfo]]:
     for name, field in cls.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            yield from _walk(field.annotation, f"{prefix}{name}.")
+        kind, _ = _value_type(field.annotation)
+        if isinstance(kind, type) and issubclass(kind, Config):
+            yield from _walk(kind, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 

@@ -1,0 +1,118 @@
+"""`seqrec-prompt VERB`: every verb is a config class and a function; this file only looks them up."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seqrec_prompt.errors import SeqrecError
+
+EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb lives: `module` defines the config class and, named as the verb, the function."""
+
+    module: str
+    config: str
+    summary: str
+    example: str
+
+
+VERBS = {
+    "prepare": Verb(
+        "seqrec_prompt.data.prepare",
+        "PrepareConfig",
+        "read interactions and items, check them, split them",
+        "seqrec-prompt prepare --interactions events.csv --items items.csv --session-column user_id \\\n"
+        "      --time-column timestamp --split temporal --out runs/data",
+    ),
+    "pairs": Verb(
+        "seqrec_prompt.prompting.export",
+        "PairsConfig",
+        "write prompt-completion pairs as JSON lines, as TRL reads them",
+        "seqrec-prompt pairs --data runs/data --out runs/pairs.jsonl",
+    ),
+    "finetune": Verb(
+        "seqrec_prompt.finetuning.finetune",
+        "FinetuneConfig",
+        "LoRA-fine-tune an LLM on the train sessions",
+        "seqrec-prompt finetune --data runs/data --model smollm2 --max-steps 150 --out runs/adapter",
+    ),
+    "recommend": Verb(
+        "seqrec_prompt.recommenders.recommend",
+        "RecommendConfig",
+        "decode the top k items of every test session, always from the catalog",
+        "seqrec-prompt recommend --data runs/data --model smollm2 --adapter runs/adapter --out runs/recs.parquet",
+    ),
+    "evaluate": Verb(
+        "seqrec_prompt.evaluation.evaluate",
+        "EvaluateConfig",
+        "compare recommendation files and baselines in one table",
+        "seqrec-prompt evaluate --data runs/data --recommendations runs/recs.parquet --out runs/evaluation",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0 done, 2 a problem that the message explains, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return EXIT_OK
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"seqrec-prompt {version('seqrec_prompt')}")
+        return EXIT_OK
+    if words[0] not in VERBS:
+        print(f"error: unknown verb '{words[0]}'. Verbs: {', '.join(VERBS)}. See seqrec-prompt --help", file=sys.stderr)
+        return EXIT_ERROR
+    return run(words[0], words[1:])
+
+
+def run(verb: str, argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments of `verb` (default: this process's), call it, and turn errors into an exit code."""
+    from seqrec_prompt.config import parse
+
+    entry = VERBS[verb]
+    module = importlib.import_module(entry.module)
+    try:
+        config = parse(
+            getattr(module, entry.config), argv, verb=verb, description=_sentence(entry.summary), example=entry.example
+        )
+        getattr(module, verb)(config)
+    except SeqrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted. Run the same command again to go on.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: seqrec-prompt VERB [--config FILE] [--key value ...]",
+            "",
+            "Fine-tune an LLM on sessions and let it recommend the next item, always from your catalog.",
+            "",
+            *lines,
+            "",
+            "Each verb reads what the one before it wrote. seqrec-prompt VERB --help lists its settings.",
+        ]
+    )
+
+
+def _sentence(summary: str) -> str:
+    return summary[0].upper() + summary[1:] + "."
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

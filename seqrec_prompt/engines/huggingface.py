@@ -1,0 +1,244 @@
+"""transformers and PEFT behind the package's protocols.
+
+`HuggingFaceEngine` reads a prompt once and then whole bundles of title prefixes as one packed tree per session: each
+open branch sees the prompt and its own ancestors through a 4-D attention mask, so no key or value is ever copied or
+reordered for a branch, and the LM head runs only where a decision is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from seqrec_prompt.decoding.trie import IntArray, LongArray, TokenLists
+from seqrec_prompt.engines import smollm2
+from seqrec_prompt.errors import ModelError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+# Rows of the LM head computed at once: bounds the logits to about 64 MB at any vocabulary.
+LOGITS_ELEMENTS = 1 << 24
+
+
+def resolve(model: str) -> str:
+    """Turn a model's name into what transformers loads: a directory, or a hub name as it is."""
+    if model == smollm2.NAME and not Path(model).exists():
+        return str(smollm2.model_directory())
+    return model
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> Any:
+    """Load the tokenizer of a hub name, a directory or `smollm2`. Raises ModelError when there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(resolve(model), revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load("tokenizer", model, error)) from None
+
+
+def load_model(model: str, dtype: Dtype = "auto", revision: str | None = None) -> Any:
+    """Load a causal language model on the CPU. Raises ModelError when it cannot be found or read."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            resolve(model), revision=revision, dtype=torch_dtype(dtype), use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load("model", model, error)) from None
+
+
+def torch_dtype(dtype: Dtype) -> torch.dtype:
+    """`auto` is float32 on a CPU, where results should not depend on the machine, and bfloat16 on a GPU."""
+    if dtype == "auto":
+        return torch.bfloat16 if device().type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+
+
+def device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def model_hash(model: str) -> str:
+    """Identity of a base model: SHA-256 of its config and of the layout and samples of its weights.
+
+    Of each weights file the header and one kilobyte in every megabyte are read, which takes about a second for seven
+    billion parameters and differs between any two trainings. A hub name is resolved to its downloaded files.
+    """
+    directory = Path(resolve(model))
+    if not directory.is_dir():
+        from huggingface_hub import snapshot_download
+
+        directory = Path(snapshot_download(model, allow_patterns=["config.json", "*.safetensors"]))
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for file in sorted(directory.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            header = int.from_bytes(stream.read(8), "little")
+            digest.update(stream.read(header))
+            for at in range(8 + header, size, 1 << 20):
+                stream.seek(at)
+                digest.update(stream.read(1 << 10))
+    return digest.hexdigest()
+
+
+@dataclass
+class _Tree:
+    """What the engine remembers of the sessions it has begun. C counts the columns read after the prompts."""
+
+    cache: Any
+    rows: LongArray  # (rows of the cache,) the session of each
+    prompt_length: LongArray  # (sessions,)
+    prompt_columns: int
+    hidden: torch.Tensor  # (slots, hidden) last hidden state of each slot
+    length: LongArray  # (slots,) tokens up to and including the slot, prompt included
+    visible: npt.NDArray[np.bool_]  # (slots, C) columns after the prompt that a slot sees, itself included
+
+
+class HuggingFaceEngine:
+    """Scores title prefixes with a transformers model (protocol `decoding.search.PrefixScorer`)."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.body = model.base_model
+        self.head = model.get_output_embeddings()
+        self.device = next(model.parameters()).device
+        self.context = int(getattr(model.config, "max_position_embeddings", None) or 4096)
+        self._tree: _Tree | None = None
+        self._check()
+
+    @classmethod
+    def load(
+        cls, model: str, adapter: Path | None = None, dtype: Dtype = "auto", revision: str | None = None
+    ) -> HuggingFaceEngine:
+        """Load a base model, merge a LoRA adapter into it in float32 if one is given, and move it to the device."""
+        loaded = load_model(model, "float32" if adapter else dtype, revision)
+        if adapter is not None:
+            loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
+        return cls(loaded.to(device=device(), dtype=torch_dtype(dtype)), load_tokenizer(model, revision))
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[IntArray]) -> LongArray:
+        """Read the prompts, right-padded to one batch; slots 0..n-1 are their last tokens."""
+        lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+        columns = int(lengths.max())
+        ids = np.zeros((len(prompts), columns), np.int64)
+        ids[np.arange(columns) < lengths[:, None]] = np.concatenate(prompts)
+        cache = DynamicCache()
+        # Padding stands after the prompt, where causal attention never sees it: no mask is needed here.
+        states = self.body(input_ids=self._tensor(ids), past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = states[torch.arange(len(prompts)), self._tensor(lengths - 1)]
+        sessions = np.arange(len(prompts))
+        self._tree = _Tree(cache, sessions, lengths, columns, hidden, lengths, np.zeros((len(prompts), 0), np.bool_))
+        return sessions
+
+    @torch.inference_mode()
+    def extend(self, session: LongArray, slot: LongArray, runs: TokenLists) -> LongArray:
+        """Read every run after its slot, in one forward for all sessions."""
+        tree = self._begun()
+        self._drop_finished(tree, session)
+        row_of_run = np.searchsorted(tree.rows, session)
+        # Place the tokens of all runs of a row side by side: (rows, columns) with padding at the end.
+        run = np.repeat(np.arange(len(runs)), runs.lengths)
+        order = np.argsort(row_of_run[run], kind="stable")
+        run, tokens = run[order], runs.tokens[order]
+        within = (np.arange(len(runs.tokens)) - np.repeat(runs.offsets[:-1], runs.lengths))[order]
+        row = row_of_run[run]
+        column = np.arange(len(row)) - np.searchsorted(row, np.arange(len(tree.rows)))[row]
+        shape = (len(tree.rows), int(column.max()) + 1)
+        ids, position, run_at = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, -1)
+        ids[row, column] = tokens
+        position[row, column] = tree.length[slot[run]] + within
+        run_at[row, column] = run
+
+        # A token sees its session's prompt, what its run's slot sees, and its own run up to itself.
+        prompt = np.arange(tree.prompt_columns) < tree.prompt_length[tree.rows][:, None]
+        earlier = tree.visible[slot[run_at]] & (run_at >= 0)[:, :, None]
+        own = (run_at[:, :, None] == run_at[:, None, :]) & np.tri(shape[1], dtype=np.bool_)
+        seen = np.concatenate([np.broadcast_to(prompt[:, None], (*shape, prompt.shape[1])), earlier, own], axis=2)
+        dtype = tree.hidden.dtype
+        mask = torch.zeros((shape[0], 1, *seen.shape[1:]), dtype=dtype, device=self.device)
+        mask.masked_fill_(~self._tensor(seen)[:, None], torch.finfo(dtype).min)
+        states = self.body(
+            input_ids=self._tensor(ids),
+            attention_mask=mask,
+            position_ids=self._tensor(position),
+            past_key_values=tree.cache,
+            use_cache=True,
+        ).last_hidden_state
+
+        last = np.flatnonzero(within == runs.lengths[run] - 1)
+        last = last[np.argsort(run[last])]
+        slots = len(tree.length) + np.arange(len(runs))
+        tree.hidden = torch.cat([tree.hidden, states[self._tensor(row[last]), self._tensor(column[last])]])
+        tree.length = np.concatenate([tree.length, tree.length[slot] + runs.lengths])
+        visible = np.concatenate([earlier[row[last], column[last]], own[row[last], column[last]]], axis=1)
+        before = np.pad(tree.visible, ((0, 0), (0, shape[1])))
+        tree.visible = np.concatenate([before, visible])
+        return slots
+
+    @torch.inference_mode()
+    def logprobs(self, slot: LongArray, tokens: TokenLists) -> npt.NDArray[np.float32]:
+        """Log-softmax over the vocabulary after each slot, gathered at the wanted tokens."""
+        hidden = self._begun().hidden[self._tensor(slot)]
+        step = max(1, LOGITS_ELEMENTS // self.head.weight.shape[0])
+        parts = []
+        for start in range(0, len(slot), step):
+            stop = min(start + step, len(slot))
+            logits = self.head(hidden[start:stop]).float()
+            norm = torch.logsumexp(logits, dim=-1)
+            owner = self._tensor(np.repeat(np.arange(stop - start), tokens.lengths[start:stop]))
+            wanted = self._tensor(tokens.tokens[tokens.offsets[start] : tokens.offsets[stop]].astype(np.int64))
+            parts.append((logits[owner, wanted] - norm[owner]).cpu().numpy())
+        return np.concatenate(parts)
+
+    def _drop_finished(self, tree: _Tree, session: LongArray) -> None:
+        """Shrink the cache to the sessions that go on."""
+        going = np.unique(session)
+        if len(going) < len(tree.rows):
+            tree.cache.batch_select_indices(self._tensor(np.searchsorted(tree.rows, going)))
+            tree.rows = going
+
+    def _begun(self) -> _Tree:
+        if self._tree is None:
+            raise RuntimeError("prefill comes first")
+        return self._tree
+
+    def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    @torch.inference_mode()
+    def _check(self) -> None:
+        """Make sure that body and head, run apart, are this model: some architectures scale or cap their logits."""
+        ids = torch.arange(4, device=self.device)[None] + 5
+        apart = self.head(self.body(input_ids=ids).last_hidden_state)
+        if not torch.equal(apart, self.model(input_ids=ids).logits):
+            raise ModelError(
+                f"{type(self.model).__name__} changes its logits after the LM head, which constrained decoding "
+                "here does not support. Choose a model such as Llama, Qwen, Mistral or SmolLM."
+            )
+
+
+def _cannot_load(what: str, model: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"Cannot load the {what} of '{model}': {reason}\n"
+        "Give a hub name, a directory with config.json and safetensors weights, or 'smollm2'."
+    )
+
+
+def read_adapter_base(adapter: Path) -> str:
+    """Name of the base model an adapter directory was trained on. Raises ModelError when it is no adapter."""
+    file = adapter / "adapter_config.json"
+    if not file.exists():
+        raise ModelError(f"{adapter} is not an adapter directory: it has no adapter_config.json.")
+    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])

@@ -1,0 +1,1 @@
+"""Where the LLM is tuned."""

@@ -1,0 +1,68 @@
+"""TRL's SFTTrainer, and the same trainer with the decoder's own score as its loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from trl import SFTTrainer
+
+from seqrec_prompt.decoding.trie import CatalogTrie
+
+
+class CatalogTrainer(SFTTrainer):  # type: ignore[misc]
+    """Trains on minus the renormalised log-probability that the search ranks by.
+
+    At each branching token of a target, cross-entropy over the trie's allowed children; forced tokens cost nothing.
+    The LLM with the trie is then a hierarchical softmax over items (Morin & Bengio, 2005). Loss: nats an item.
+    """
+
+    def __init__(self, *args: Any, trie: CatalogTrie, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss_over_children = CatalogLoss(trie)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the batch's summed loss over the number of target items."""
+        decisions = inputs.pop("decisions")
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            use_cache=False,
+            output_hidden_states=True,
+            logits_to_keep=1,  # the LM head runs below, where a decision is read
+        )
+        states = outputs.hidden_states[-1][decisions[:, 0], decisions[:, 1]]
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        total = self.loss_over_children(states, head, decisions[:, 2], decisions[:, 3])
+        items = (inputs["labels"] >= 0).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = total / torch.as_tensor(items).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+
+class CatalogLoss:
+    """Summed cross-entropy of decisions over the children of their trie nodes."""
+
+    def __init__(self, trie: CatalogTrie) -> None:
+        self.first_child = torch.from_numpy(trie.first_child.astype("int64"))
+        self.n_children = torch.from_numpy(trie.n_children.astype("int64"))
+        self.token = torch.from_numpy(trie.token.astype("int64"))
+
+    def __call__(self, states: torch.Tensor, head: Any, node: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """`states` (D, hidden) before each decision, at trie `node` (D,), whose child number `right` (D,) is right."""
+        if self.token.device != states.device:
+            for name, table in vars(self).items():
+                setattr(self, name, table.to(states.device))
+        logits: torch.Tensor = head(states).float()
+        counts = self.n_children[node]
+        owner = torch.repeat_interleave(torch.arange(len(node), device=node.device), counts)
+        start = counts.cumsum(0) - counts
+        child = self.first_child[node][owner] + torch.arange(len(owner), device=node.device) - start[owner]
+        allowed = logits[owner, self.token[child]]
+        # log-sum-exp by segment, the peak taken out as a constant
+        peak = torch.full_like(logits[:, 0], -torch.inf).scatter_reduce(0, owner, allowed.detach(), "amax")
+        mass = torch.zeros_like(peak).index_add(0, owner, (allowed - peak[owner]).exp())
+        return (peak + mass.log() - allowed[start + right]).sum()

@@ -1,0 +1,1 @@
+"""Where a session becomes a prompt and an item a completion."""

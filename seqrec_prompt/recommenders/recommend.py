@@ -1,0 +1,183 @@
+"""`recommend`: decode recommendations for the test sessions, constrained to the catalog, into a Parquet file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from seqrec_prompt.artifacts import Journal, hash_json, is_done, manifest, read_manifest
+from seqrec_prompt.config import Config
+from seqrec_prompt.errors import ConfigError, ModelError
+from seqrec_prompt.prompting.templates import TemplateConfig
+
+if TYPE_CHECKING:
+    from seqrec_prompt.data.dataset import Dataset
+    from seqrec_prompt.recommenders.base import Recommendations
+    from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
+
+CHUNK = 64  # sessions between two writes of the journal: the most that a stopped run has to repeat
+
+
+class RecommendConfig(Config):
+    """Settings of `recommend`."""
+
+    data: Path = Field(description="directory made by 'prepare'")
+    out: Path = Field(description="Parquet file to write")
+    model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled)")
+    revision: str | None = Field(None, description="revision of a hub model")
+    adapter: Path | None = Field(None, description="adapter made by 'finetune'; without it the model is used as it is")
+    k: int = Field(20, ge=1, description="items a session")
+    max_sessions: int | None = Field(None, ge=1, description="only this many test sessions, drawn with --seed")
+    exclude_seen: bool = Field(False, description="leave out the items of the session itself")
+    template: TemplateConfig | None = Field(None, description="prompt; with an adapter, the one it was trained with")
+    context: int = Field(2048, ge=16, description="longest prompt with a title, in tokens; older items go first")
+    batch_size: int = Field(8, ge=1, description="sessions decoded together")
+    budget: int = Field(2000, ge=1, description="tokens read after each prompt at most before a list goes uncertified")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the model")
+    seed: int = Field(0, description="draws the sessions for --max-sessions")
+    overwrite: bool = Field(False, description="begin again although the output holds another run")
+
+
+def recommend(config: RecommendConfig) -> Path:
+    """Recommend k items for every test session; returns the Parquet file.
+
+    Lists go into a journal beside the file as they are made; a stopped run goes on there, and the file appears when
+    all are done.
+    """
+    from seqrec_prompt.data.dataset import Dataset
+    from seqrec_prompt.engines.huggingface import model_hash
+    from seqrec_prompt.recommenders import files
+
+    data = Dataset.load(config.data)
+    template, inputs = _template(config, model_hash(config.model))
+    inputs |= {"data": data.hash, "template": hash_json(template.resolved())}
+    wanted = manifest("recommend", config.resolved(), inputs)
+    found = files.read_file_manifest(config.out)
+    if is_done(config.out, found, wanted, overwrite=config.overwrite):
+        print(f"already recommended: {config.out}")
+        return config.out
+    journal = Journal(config.out.with_name(config.out.name + ".journal"), wanted, overwrite=config.overwrite)
+    try:
+        facts = _fill(journal, config, data, template)
+        files.write(config.out, _read(journal), data.catalog, wanted | {"facts": facts})
+    finally:
+        journal.close()
+    journal.close(remove=True)
+    print(_summary(config, facts))
+    return config.out
+
+
+def _template(config: RecommendConfig, base: str) -> tuple[TemplateConfig, dict[str, str]]:
+    """The template to use, and the hashes of model and adapter; refuses what does not belong together."""
+    inputs = {"model": base}
+    if config.adapter is None:
+        return config.template or TemplateConfig(), inputs
+    trained = read_manifest(config.adapter, "finetune")
+    if trained["inputs"]["model"] != base:
+        raise ModelError(
+            f"{config.adapter} was trained on another base model ('{trained['config']['model']}') than "
+            f"'{config.model}' is here. Give --model of the model it was trained on."
+        )
+    template = TemplateConfig.model_validate(trained["config"]["template"])
+    if config.template is not None and config.template != template:
+        raise ConfigError(
+            f"{config.adapter} was trained with another template. Leave the template out of this config: the "
+            "adapter's own is used."
+        )
+    return template, inputs | {"adapter": hash_json([trained["config"], trained["inputs"], trained["created"]])}
+
+
+def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: TemplateConfig) -> dict[str, Any]:
+    """Append to the journal what it still lacks; returns figures about the whole run."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+
+    sessions = data.split.test.prompts
+    if config.max_sessions is not None and config.max_sessions < len(sessions):
+        drawn = np.random.default_rng(config.seed).choice(len(sessions), config.max_sessions, replace=False)
+        sessions = sessions.take(np.sort(drawn))
+    done = sum(len(record["sessions"]) for record in journal.records())
+    if done:
+        print(f"going on: {done:,}/{len(sessions):,} sessions are done")
+    started = time.monotonic()
+    recommender = None
+    with tqdm(total=len(sessions), initial=done, desc="recommend", unit=" sessions") as bar:
+        for start in range(done, len(sessions), CHUNK):
+            if recommender is None:
+                engine = HuggingFaceEngine.load(config.model, config.adapter, config.dtype, config.revision)
+                recommender = _recommender(config, data, template, engine)
+                started = time.monotonic()
+            part = sessions.take(np.arange(start, min(start + CHUNK, len(sessions))))
+            # Sessions of like length are decoded together, so little is padded; the file keeps the data's order.
+            order = np.argsort(part.lengths, kind="stable")
+            lists = []
+            for batch in recommender.batches(part.take(order), config.k, exclude_seen=config.exclude_seen):
+                lists.append(batch)
+                bar.update(len(batch))
+            journal.append(_record(lists, np.argsort(order)))
+    seconds = time.monotonic() - started
+    fresh = len(sessions) - done
+    facts: dict[str, Any] = {"sessions": len(sessions), "test_sessions": len(data.split.test)}
+    if recommender is not None:
+        facts |= {"seconds_a_session": seconds / fresh, **recommender.effort.means()}
+    return facts
+
+
+def _recommender(config: RecommendConfig, data: Dataset, template: TemplateConfig, engine: Any) -> LLMSeqPrompt:
+    from seqrec_prompt.decoding.trie import compile_trie
+    from seqrec_prompt.prompting.templates import compile_template
+    from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
+
+    prompter = compile_template(template, data.catalog, engine.tokenizer)
+    # Items that share a title are told apart by how often they occur in train.
+    trie = compile_trie(prompter.answers, data.popularity)
+    context = min(config.context, engine.context)
+    return LLMSeqPrompt(engine, prompter, trie, context, config.batch_size, config.budget)
+
+
+def _record(lists: list[Recommendations], order: Any) -> dict[str, Any]:
+    """One journal record: the lists of a chunk in the order of the data."""
+    from seqrec_prompt.recommenders.base import Recommendations
+
+    merged = Recommendations.concatenate(lists)
+    return {
+        "sessions": merged.session_ids[order].tolist(),
+        "items": [merged[i].tolist() for i in order],
+        "scores": [merged.scores[merged.offsets[i] : merged.offsets[i + 1]].tolist() for i in order],
+        "certified": merged.certified[order].tolist(),
+        "gap": merged.gap[order].tolist(),
+    }
+
+
+def _read(journal: Journal) -> Iterator[Recommendations]:
+    import numpy as np
+
+    from seqrec_prompt.recommenders.base import Recommendations
+
+    for record in journal.records():
+        lengths = [len(items) for items in record["items"]]
+        yield Recommendations(
+            np.array(record["sessions"], dtype=object),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.array([item for items in record["items"] for item in items], np.int32),
+            np.array([score for scores in record["scores"] for score in scores], np.float64),
+            np.array(record["certified"], np.bool_),
+            np.array(record["gap"], np.float64),
+            "constrained",
+        )
+
+
+def _summary(config: RecommendConfig, facts: dict[str, Any]) -> str:
+    text = f"recommendations: {config.out}  ({facts['sessions']:,} of {facts['test_sessions']:,} test sessions"
+    if "seconds_a_session" in facts:
+        text += (
+            f"; {facts['seconds_a_session']:.2f} s each: {facts['prompt_tokens']:.0f} prompt tokens, then "
+            f"{facts['tree_tokens']:.0f} in {facts['rounds']:.1f} rounds"
+        )
+    return text + ")"
