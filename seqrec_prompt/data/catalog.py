@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,14 @@ class Catalog:
             values = (one_line(value) for value in self.attributes[name])
             lines = [f"{line} [{value}]" if value else line for line, value in zip(lines, values, strict=True)]
         return lines
+
+    def take(self, positions: npt.NDArray[Any]) -> Catalog:
+        """Select items by position, in the order given."""
+
+        def pick(column: list[str]) -> list[str]:
+            return [column[i] for i in positions]
+
+        return Catalog(pick(self.ids), pick(self.titles), {n: pick(c) for n, c in self.attributes.items()})
 
     def save(self, path: Path) -> None:
         """Write the catalog as Parquet: item_id, title, then the attributes."""

@@ -107,24 +107,30 @@ class Sessions:
 
 @dataclass(frozen=True, eq=False)
 class Holdout:
-    """Sessions to be continued and the item that came next: prompts (n sessions), targets (n,) catalog positions."""
+    """Sessions to be continued and the item that came next.
+
+    prompts: n sessions. targets: (n,) catalog positions. target_times: (n,) when the targets came, or None.
+    """
 
     prompts: Sessions
     targets: IntArray
+    target_times: TimeArray | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def take(self, which: npt.NDArray[Any]) -> Holdout:
         """Select sessions by position or boolean mask."""
-        return Holdout(self.prompts.take(which), self.targets[which])
+        times = None if self.target_times is None else self.target_times[which]
+        return Holdout(self.prompts.take(which), self.targets[which], times)
 
     @classmethod
     def of_last_items(cls, sessions: Sessions) -> Holdout:
         """Hold out the last item of each session; every session needs two items."""
         lengths = sessions.lengths
-        targets = sessions.items[sessions.offsets[1:] - 1]
-        return cls(sessions.slice_items(np.zeros_like(lengths), lengths - 1), targets)
+        last = sessions.offsets[1:] - 1
+        times = None if sessions.times is None else sessions.times[last]
+        return cls(sessions.slice_items(np.zeros_like(lengths), lengths - 1), sessions.items[last], times)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +143,11 @@ class Split:
 
 
 def save_sessions(path: Path, part: Sessions | Holdout) -> None:
-    """Write sessions, or a holdout with its `target` column, as Parquet."""
+    """Write sessions, or a holdout with its `target` (and `target_time`) columns, as Parquet."""
     if isinstance(part, Holdout):
         table = part.prompts.to_table().append_column("target", pa.array(part.targets))
+        if part.target_times is not None:
+            table = table.append_column("target_time", pa.array(part.target_times))
     else:
         table = part.to_table()
     with atomic_file(path) as partial:
@@ -154,4 +162,5 @@ def load_sessions(path: Path) -> Sessions:
 def load_holdout(path: Path) -> Holdout:
     """Read a holdout: prompts and targets."""
     table = pq.read_table(path)
-    return Holdout(Sessions.from_table(table), table["target"].to_numpy().astype(np.int32))
+    times = table["target_time"].to_numpy() if "target_time" in table.column_names else None
+    return Holdout(Sessions.from_table(table), table["target"].to_numpy().astype(np.int32), times)

@@ -77,6 +77,9 @@ def read(path: Path, catalog: Catalog) -> RecommendationFile:
     missing = [name for name in ("session_id", "rank", "item_id") if name not in table.column_names]
     if missing:
         raise DataError([f"{path}: no column '{name}' (it has: {', '.join(table.column_names)})" for name in missing])
+    for name in ("session_id", "item_id"):
+        # Other tools often write ids as numbers; here ids are texts.
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
     return RecommendationFile(path, _lists(table, catalog, path), manifest)
 
 
@@ -84,8 +87,7 @@ def _table(lists: Recommendations, catalog: Catalog) -> pa.Table:
     lengths = np.diff(lists.offsets)
     shown = np.maximum(lengths, 1)  # an empty list keeps one row
     session = np.repeat(np.arange(len(lists)), shown)
-    starts = np.concatenate([[0], np.cumsum(shown)[:-1]]).astype(np.int64)
-    within = np.arange(len(session)) - np.repeat(starts, shown)
+    within = np.arange(len(session)) - np.repeat(np.cumsum(shown) - shown, shown)
     empty = (lengths == 0)[session]
     entry = np.where(empty, 0, lists.offsets[:-1][session] + within)
     ids = pa.array(catalog.ids, pa.string())

@@ -1,0 +1,221 @@
+"""Tables of text → Catalog and Sessions, every row checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from seqrec_prompt.data.catalog import Catalog, IntArray
+from seqrec_prompt.data.checks import CheckedTable, encode
+from seqrec_prompt.data.problems import Problems
+from seqrec_prompt.data.readers import Source
+from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.data.times import TimeUnit
+from seqrec_prompt.errors import DataError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns to read. title and attributes are in the items file, or else in the interactions.
+
+    title_is_required: without an items file, a missing title column is an error rather than a note.
+    split: name of the split column; None looks for it; wants_split: whether one is needed at all.
+    """
+
+    session: str
+    item: str
+    time: str | None = None
+    title: str = "title"
+    title_is_required: bool = False
+    attributes: tuple[str, ...] = ()
+    split: str | None = None
+    wants_split: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Log:
+    """What was read. Sessions stand in order of first appearance, their items by time, equal times in file order.
+
+    labels: split value of each session id, lower case, where a split column was read. dropped: how many bad rows (or
+    sessions) of each kind were left out. notes: what the reader decided by itself.
+    """
+
+    catalog: Catalog
+    sessions: Sessions
+    labels: dict[str, str]
+    dropped: dict[str, int]
+    notes: list[str]
+
+
+def read_log(
+    interactions: Source,
+    items: Source | None,
+    sessions: Source | None,
+    columns: Columns,
+    *,
+    time_unit: TimeUnit = "auto",
+    on_bad: Literal["error", "drop"] = "error",
+) -> Log:
+    """Read and check up to three tables.
+
+    Raises DataError with every problem found, in all of them. With `on_bad="drop"` only a missing column or an empty
+    table is an error; rows and sessions with a problem are left out and counted.
+    """
+    problems = Problems(drop=on_bad == "drop")
+    notes: list[str] = []
+    split = _find_split_column(sessions or interactions, columns, problems, notes) if columns.wants_split else None
+    log = CheckedTable.read(
+        interactions, _log_flags(columns, interactions, items is not None, None if sessions else split, notes), problems
+    )
+    item_flags = {columns.item: "--item-column", columns.title: "--title-column"}
+    item_flags |= dict.fromkeys(columns.attributes, "--attribute-columns")
+    catalog_rows = CheckedTable.read(items, item_flags, problems) if items else None
+    session_flags = {columns.session: "--session-column"} | ({split: "--split-column"} if split else {})
+    session_rows = CheckedTable.read(sessions, session_flags, problems) if sessions else None
+
+    log.require_text(columns.session, "session id")
+    log.require_text(columns.item, "item id")
+    times = log.read_times(columns.time, time_unit) if columns.time else None
+    if catalog_rows:
+        catalog_rows.require_text(columns.item, "item id")
+        catalog_rows.require_unique(columns.item, "item id")
+    if session_rows:
+        session_rows.require_text(columns.session, "session id")
+        session_rows.require_unique(columns.session, "session id")
+    problems.stop_if_fatal()
+
+    if catalog_rows:
+        item_of_row = log.require_known(columns.item, catalog_rows, columns.item, "unknown item id")
+    else:
+        item_of_row, item_ids = encode(log.cells(columns.item))
+    if session_rows:
+        log.require_known(columns.session, session_rows, columns.session, "session not in the sessions file")
+        session_rows.require_used(columns.session, log)
+    session_of_row, session_ids = encode(log.cells(columns.session))
+    labels: dict[str, str] = {}
+    if split and session_rows:
+        labels = _labels(session_rows.good_texts(columns.session), session_rows.good_texts(split))
+    elif split:
+        log.require_constant(split, session_of_row, session_ids)
+        labels = _labels(log.good_texts(columns.session), log.good_texts(split))
+    problems.stop_if_any()
+
+    if not log.good.any():
+        raise DataError([f"{log.table.name}: no interaction is left after dropping bad rows: {problems.counts}"])
+    if catalog_rows:
+        catalog = Catalog(
+            catalog_rows.good_texts(columns.item),
+            catalog_rows.good_texts(columns.title),
+            {name: catalog_rows.good_texts(name) for name in columns.attributes},
+        )
+    else:
+        present = np.flatnonzero(np.bincount(item_of_row[log.good]))
+        item_of_row = np.searchsorted(present, item_of_row).astype(np.int32)
+        catalog = _catalog_from_log(log, [item_ids[i] for i in present], item_of_row, columns)
+    for checked in filter(None, (log, catalog_rows, session_rows)):
+        if checked.table.blank:
+            problems.counts["blank row"] = problems.counts.get("blank row", 0) + checked.table.blank
+    return Log(
+        catalog,
+        _build_sessions(session_of_row, session_ids, item_of_row, times.seconds if times else None, log.good),
+        labels,
+        problems.counts,
+        notes,
+    )
+
+
+def _log_flags(
+    columns: Columns, interactions: Source, has_items: bool, split: str | None, notes: list[str]
+) -> dict[str, str]:
+    """Return the columns to read from the interactions, with the flag that names each."""
+    flags = {columns.session: "--session-column", columns.item: "--item-column"}
+    if columns.time:
+        flags[columns.time] = "--time-column"
+    if split:
+        flags[split] = "--split-column"
+    if has_items:
+        return flags
+    flags |= dict.fromkeys(columns.attributes, "--attribute-columns")
+    if columns.title_is_required or columns.title in interactions.columns:
+        flags[columns.title] = "--title-column"
+    else:
+        notes.append(
+            f"Titles are the item ids: there is no items file, and {interactions.name} has no column "
+            f"'{columns.title}'. An LLM knows little about bare ids: give --items or --title-column."
+        )
+    return flags
+
+
+def _find_split_column(source: Source, columns: Columns, problems: Problems, notes: list[str]) -> str | None:
+    """Return the column asked for, or else `split`, or else the only one whose name ends in `split`."""
+    if columns.split:
+        return columns.split
+    if "split" in source.columns:
+        return "split"
+    candidates = [name for name in source.columns if name.lower().endswith("split")]
+    if len(candidates) == 1:
+        notes.append(f"Split column: '{candidates[0]}' of {source.name}.")
+        return candidates[0]
+    if candidates:
+        problems.fatal.append(
+            f"{source.name}: several columns could be the split: {', '.join(candidates)}. Name one with --split-column."
+        )
+    else:
+        problems.missing_column(source.name, "split", source.columns, "--split-column")
+    return None
+
+
+def _most_frequent(cells: pa.Array, item_of_row: IntArray, n_items: int) -> list[str]:
+    """Return the most frequent non-empty cell of each item, the first seen among equals; "" where there is none."""
+    codes, texts = encode(cells)
+    filled = pc.not_equal(pc.utf8_trim_whitespace(cells), "").to_numpy(zero_copy_only=False)
+    width = max(len(texts), 1)
+    pairs = item_of_row[filled].astype(np.int64) * width + codes[filled]
+    distinct, first, counts = np.unique(pairs, return_index=True, return_counts=True)
+    best_first = np.lexsort((first, -counts, distinct // width))
+    items, best = np.unique(distinct[best_first] // width, return_index=True)
+    chosen = [""] * n_items
+    for item, pair in zip(items, distinct[best_first][best], strict=True):
+        chosen[item] = texts[pair % width]
+    return chosen
+
+
+def _catalog_from_log(log: CheckedTable, item_ids: list[str], item_of_row: IntArray, columns: Columns) -> Catalog:
+    """Make a catalog of the items seen in the good rows of the interactions."""
+    good = pa.array(log.good)
+
+    def column(name: str) -> list[str]:
+        return _most_frequent(log.cells(name).filter(good), item_of_row[log.good], len(item_ids))
+
+    titles = column(columns.title) if columns.title in log.table.columns else list(item_ids)
+    return Catalog(item_ids, titles, {name: column(name) for name in columns.attributes})
+
+
+def _build_sessions(
+    session_of_row: IntArray,
+    session_ids: list[str],
+    item_of_row: IntArray,
+    seconds: npt.NDArray[np.float64] | None,
+    good: npt.NDArray[np.bool_],
+) -> Sessions:
+    rows = np.flatnonzero(good)
+    keys = (session_of_row[rows],) if seconds is None else (seconds[rows], session_of_row[rows])
+    rows = rows[np.lexsort(keys)]
+    counts = np.bincount(session_of_row[rows])
+    present = np.flatnonzero(counts)
+    return Sessions(
+        np.array([session_ids[i] for i in present], dtype=object),
+        np.concatenate([[0], np.cumsum(counts[present])]).astype(np.int64),
+        item_of_row[rows],
+        None if seconds is None else seconds[rows],
+    )
+
+
+def _labels(session_ids: Sequence[str], values: Sequence[str]) -> dict[str, str]:
+    return {name: value.strip().lower() for name, value in zip(session_ids, values, strict=True)}

@@ -1,0 +1,278 @@
+"""The verb `prepare`: raw interactions → a checked, split, prepared data directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from seqrec_prompt.artifacts import hash_json, is_done, manifest, peek_manifest, staged_directory
+from seqrec_prompt.config import Config
+from seqrec_prompt.errors import ConfigError
+
+# numpy and pyarrow are imported where they are used: `--help` imports this module.
+if TYPE_CHECKING:
+    from seqrec_prompt.data.catalog import Catalog
+    from seqrec_prompt.data.dataset import Dataset
+    from seqrec_prompt.data.ingest import Log
+    from seqrec_prompt.data.readers import Source
+    from seqrec_prompt.data.sessions import Holdout, Sessions, Split
+
+_FILES = ("interactions", "items", "sessions")
+
+
+class PrepareConfig(Config):
+    """Settings of `prepare`."""
+
+    interactions: str = Field(
+        description="one row an interaction: CSV, TSV, Parquet, RecBole .inter, or a Hugging Face dataset "
+        "(folder or owner/name[:config][:split])"
+    )
+    items: str | None = Field(None, description="one row an item, with its title; without it, see title_column")
+    sessions: str | None = Field(None, description="one row a session, with its split value (for split column)")
+    session_column: str = Field("session_id", description="column of the session id (or user id)")
+    item_column: str = Field("item_id", description="column of the item id")
+    time_column: str | None = Field(None, description="column of the time; unset: sessions are in file order")
+    title_column: str = Field(
+        "title",
+        description="column of the item's title in the items file, or else in the interactions (the most frequent "
+        "one of each item)",
+    )
+    attribute_columns: tuple[str, ...] = Field((), description="further columns of the items to keep, like brand")
+    split: Literal["temporal", "leave_one_out", "column"] = Field(
+        "temporal",
+        description="temporal: the latest sessions test; leave_one_out: the last item of every session tests, the one "
+        "before validates; column: as a column of the data says",
+    )
+    split_column: str | None = Field(
+        None, description="column with train, test and perhaps validation; unset: 'split', or the only *split"
+    )
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of sessions that test in the temporal split")
+    k_core: int = Field(0, ge=0, description="drop sessions and items with fewer interactions, repeatedly; 0: off")
+    min_session: int = Field(2, ge=1, description="drop sessions with fewer items than this")
+    ties: Literal["shuffle", "file"] = Field(
+        "shuffle",
+        description="order of a session's items with equal times: random, or as in the file (right only where the "
+        "file keeps the order of events)",
+    )
+    repeats: Literal["keep", "first"] = Field(
+        "keep", description="an item again in the same session: keep it, or only the first occurrence"
+    )
+    title_case: Literal["keep", "sentence"] = Field(
+        "keep", description="sentence: write titles that are all upper case like a sentence (far fewer tokens)"
+    )
+    time_unit: Literal["auto", "s", "ms", "us", "ns"] = Field("auto", description="unit of numbers in time_column")
+    on_bad: Literal["error", "drop"] = Field(
+        "error", description="bad rows: stop and list them, or leave out exactly what is affected and count it"
+    )
+    seed: int = Field(0, ge=0, description="seed of the order of ties")
+    out: Path = Field(description="directory to write")
+    overwrite: bool = Field(False, description="replace what is in 'out'")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PrepareConfig:
+        if self.split == "temporal" and self.time_column is None:
+            raise ValueError("split 'temporal' needs --time-column (or choose --split leave_one_out or column)")
+        if self.split_column and self.split != "column":
+            raise ValueError(f"'split_column' is used only by split 'column', not by '{self.split}'")
+        return self
+
+
+def prepare(config: PrepareConfig) -> Dataset:
+    """Read, check, filter and split the data; write it to `config.out`; print a summary.
+
+    A second run with the same settings and files reads back what is there. Raises DataError naming every problem of
+    the input, and ArtifactError when `out` holds something made with other settings. Nothing is left behind on error.
+    """
+    from seqrec_prompt.data.dataset import Dataset
+
+    places = {"interactions": config.interactions, "items": config.items, "sessions": config.sessions}
+    named = {name: place for name, place in places.items() if place is not None}
+    _refuse_unsafe_out(config.out, named)
+    sources = _open_all(named)
+    inputs = {name: source.digest() for name, source in sources.items()}
+    found = peek_manifest(config.out)
+    if is_done(config.out, found, manifest("prepare", config.resolved(), inputs), overwrite=config.overwrite):
+        dataset = Dataset.load(config.out)
+        print(f"{config.out}: already prepared.\n{summary(dataset.manifest)}")
+        return dataset
+    dataset = _make(config, sources, inputs)
+    with staged_directory(config.out) as staged:
+        dataset.save(staged)
+    print(f"{config.out}: prepared.\n{summary(dataset.manifest)}")
+    return dataset
+
+
+def _make(config: PrepareConfig, sources: dict[str, Source], inputs: dict[str, str]) -> Dataset:
+    from seqrec_prompt.data.dataset import Dataset
+    from seqrec_prompt.data.ingest import Columns, read_log
+
+    columns = Columns(
+        config.session_column,
+        config.item_column,
+        config.time_column,
+        config.title_column,
+        "title_column" in config.model_fields_set,
+        config.attribute_columns,
+        config.split_column,
+        config.split == "column",
+    )
+    log = read_log(
+        sources["interactions"],
+        sources.get("items"),
+        sources.get("sessions"),
+        columns,
+        time_unit=config.time_unit,
+        on_bad=config.on_bad,
+    )
+    catalog, sessions = _filter(config, log)
+    split, left_out = _split(config, sessions, log)
+    settings = config.resolved()
+    # What the data is, wherever its files lie and wherever it is written to.
+    identity = {k: v for k, v in settings.items() if k not in (*_FILES, "out", "overwrite")}
+    facts = {
+        "hash": hash_json([identity, inputs]),
+        "sessions": len(sessions),
+        "items": len(catalog),
+        "interactions": len(sessions.items),
+        "train_sessions": len(split.train),
+        "validation_sessions": len(split.validation) if split.validation else 0,
+        "test_sessions": len(split.test),
+        "filtered_sessions": len(log.sessions) - len(sessions),
+        "filtered_items": len(log.catalog) - len(catalog),
+        "dropped": log.dropped,
+        "left_out": left_out,
+        "items_sharing_a_title": _sharing(catalog),
+        "empty_titles": sum(not title.strip() for title in catalog.titles),
+        "tied_test_share": _tied_share(split.test),
+        "notes": log.notes,
+    }
+    return Dataset(catalog, split, manifest("prepare", settings, inputs, facts))
+
+
+def _filter(config: PrepareConfig, log: Log) -> tuple[Catalog, Sessions]:
+    """Apply repeats, k-core, shortest session, ties and title case, in this order."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from seqrec_prompt.data.splits import first_occurrences, k_core, shuffle_ties
+    from seqrec_prompt.errors import DataError
+
+    catalog, sessions = log.catalog, log.sessions
+    if config.repeats == "first":
+        sessions = first_occurrences(sessions)
+    if config.k_core:
+        sessions = k_core(sessions, config.k_core)
+        present = np.flatnonzero(np.bincount(sessions.items))
+        catalog = catalog.take(present)
+        sessions = replace(sessions, items=np.searchsorted(present, sessions.items).astype(np.int32))
+    sessions = sessions.take(sessions.lengths >= config.min_session)
+    if not len(sessions):
+        raise DataError(
+            [f"no session is left after k_core = {config.k_core} and min_session = {config.min_session}."],
+            f"The data has {len(log.sessions):,} sessions, {len(log.sessions.items):,} interactions. "
+            "Is --session-column the right one?",
+        )
+    if config.ties == "shuffle":
+        sessions = shuffle_ties(sessions, config.seed)
+    if config.title_case == "sentence":
+        catalog = replace(catalog, titles=[sentence_case(title) for title in catalog.titles])
+    return catalog, sessions
+
+
+def _split(config: PrepareConfig, sessions: Sessions, log: Log) -> tuple[Split, dict[str, int]]:
+    from seqrec_prompt.data import splits
+
+    if config.split == "column":
+        return splits.column(sessions, log.labels)
+    if config.split == "leave_one_out":
+        return splits.leave_one_out(sessions), {}
+    return splits.temporal(sessions, config.test_fraction, config.seed if config.ties == "shuffle" else None), {}
+
+
+def sentence_case(title: str) -> str:
+    """Rewrite 'WHITE HANGING HEART T-LIGHT HOLDER' as 'White hanging heart t-light holder'; leave others alone."""
+    return title.capitalize() if title == title.upper() else title
+
+
+def summary(made: dict[str, Any]) -> str:
+    """Describe a prepared directory, from its manifest, in a few lines."""
+    facts, settings = made["facts"], made["config"]
+    validation = f"{facts['validation_sessions']:,} validation, " if facts["validation_sessions"] else ""
+    lines = [
+        f"{facts['sessions']:,} sessions, {facts['items']:,} items, {facts['interactions']:,} interactions",
+        f"split {settings['split']}: {facts['train_sessions']:,} train, {validation}{facts['test_sessions']:,} test",
+    ]
+    if facts["left_out"]:
+        lines.append("left out of the split: " + _listed(facts["left_out"]))
+    if facts["dropped"]:
+        lines.append("dropped: " + _listed(facts["dropped"]))
+    if facts["filtered_sessions"] or facts["filtered_items"]:
+        lines.append(
+            f"filtered (k_core {settings['k_core']}, min_session {settings['min_session']}): "
+            f"{facts['filtered_sessions']:,} sessions, {facts['filtered_items']:,} items"
+        )
+    if facts["items_sharing_a_title"] or facts["empty_titles"]:
+        lines.append(
+            f"titles: {facts['items_sharing_a_title']:,} items share theirs with another, {facts['empty_titles']:,} "
+            "have none (written as their id)"
+        )
+    if facts["tied_test_share"]:
+        order = "shuffled (--ties file where the file keeps the order of events)"
+        if settings["ties"] == "file":
+            order = "kept in file order (--ties shuffle where that order means nothing)"
+        lines.append(
+            f"ties: {facts['tied_test_share']:.1%} of test sessions end in two items of the same time, {order}"
+        )
+    return "\n".join(f"  {line}" for line in [*lines, *facts["notes"]])
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind or '(empty)'}" for kind, count in counts.items())
+
+
+def _sharing(catalog: Catalog) -> int:
+    """Count the items whose title another item has too; items without a title do not count."""
+    from collections import Counter
+
+    from seqrec_prompt.data.catalog import one_line
+
+    titles = Counter(text for title in catalog.titles if (text := one_line(title)))
+    return sum(count for count in titles.values() if count > 1)
+
+
+def _tied_share(test: Holdout) -> float:
+    """Return the share of test sessions whose last two items have the same time."""
+    prompts = test.prompts
+    if prompts.times is None or test.target_times is None:
+        return 0.0
+    return float((prompts.times[prompts.offsets[1:] - 1] == test.target_times).mean())
+
+
+def _refuse_unsafe_out(out: Path, places: dict[str, str]) -> None:
+    """Refuse to write over a file, or where an input lies: the directory is replaced as a whole."""
+    if out.is_file():
+        raise ConfigError(f"'out' = {out} is a file; name a directory.")
+    for name, place in places.items():
+        if Path(place).exists() and Path(place).resolve().is_relative_to(out.resolve()):
+            raise ConfigError(f"'{name}' = {place} lies inside 'out' = {out}, which would be replaced.")
+
+
+def _open_all(places: dict[str, str]) -> dict[str, Source]:
+    from seqrec_prompt.data.readers import open_source
+    from seqrec_prompt.errors import DataError
+
+    sources: dict[str, Source] = {}
+    errors: list[DataError] = []
+    for name, place in places.items():
+        try:
+            sources[name] = open_source(place)
+        except DataError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise DataError([problem for error in errors for problem in error.problems])
+    if errors:
+        raise errors[0]
+    return sources

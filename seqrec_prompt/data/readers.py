@@ -1,0 +1,248 @@
+"""Files → tables of text columns: CSV, TSV, RecBole atomic files, Parquet; Hugging Face datasets through hub.py.
+
+Every cell is read as text exactly as it stands: an id keeps its leading zeros, and '17850' never becomes '17850.0'.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from seqrec_prompt.artifacts import hash_file
+from seqrec_prompt.errors import DataError
+
+KNOWN = ".csv, .tsv, .inter, .item, .user (each also .gz), .parquet, or a Hugging Face dataset"
+# One row of a CSV must fit into a block.
+_BLOCK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Columns of text, each (n,), read from one file.
+
+    numbers: (n,) row numbers as a spreadsheet counts them (the header is row 1). ragged: (row number, cells expected,
+    cells found) of rows left out because their cells do not match the header. illegible: per column the positions of
+    cells that are not UTF-8; they read as "". blank: how many rows had nothing in any of the columns.
+    """
+
+    name: str
+    columns: dict[str, pa.Array]
+    numbers: npt.NDArray[np.int64]
+    ragged: list[tuple[int, int, int]] = field(default_factory=list)
+    illegible: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    blank: int = 0
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+class Source(Protocol):
+    """Something tabular: its name in messages, its columns, and how to read some of them."""
+
+    name: str
+    columns: list[str]
+
+    def read(self, wanted: Sequence[str]) -> Table:
+        """Read the `wanted` columns, all of which are in `columns`."""
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 of the content."""
+        ...
+
+
+def open_source(location: str) -> Source:
+    """Find out what `location` is and read its column names.
+
+    A file (by its ending), a folder that `datasets` can load, or a name on the Hugging Face hub. Raises DataError
+    when there is no such thing or it cannot be read.
+    """
+    path = Path(location)
+    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    known = kind in ("csv", "tsv", "inter", "item", "user", "parquet")
+    if path.is_file() and known:
+        return ParquetFile(path) if kind == "parquet" else DelimitedFile(path, kind)
+    if path.is_file():
+        raise DataError([f"{location}: cannot tell what kind of file this is. Known: {KNOWN}."])
+    if known and not path.is_dir():
+        raise DataError([f"{location}: no such file."])
+    from seqrec_prompt.data.hub import HuggingFaceData
+
+    return HuggingFaceData(location)
+
+
+class _Atomic(csv.excel_tab):
+    quoting = csv.QUOTE_NONE
+
+
+class DelimitedFile:
+    """CSV, TSV or a RecBole atomic file, plain or gzipped."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        self.name = path.name
+        self._is_atomic = kind in ("inter", "item", "user")
+        self._delimiter = "," if kind == "csv" else "\t"
+        self._header = self._read_header()
+        # RecBole writes `name:type`.
+        self.columns = [name.rpartition(":")[0] or name for name in self._header] if self._is_atomic else self._header
+
+    def read(self, wanted: Sequence[str]) -> Table:
+        """Read the wanted columns. Raises DataError for a repeated column name or a file that cannot be parsed."""
+        repeated = [name for name in wanted if self.columns.count(name) > 1]
+        if repeated:
+            raise DataError([f"{self.name}: row 1: column '{name}' appears more than once" for name in repeated])
+        skipped: list[tuple[int, int, int]] = []
+
+        def skip(row: Any) -> str:
+            skipped.append((row.number, row.expected_columns, row.actual_columns))
+            return "skip"
+
+        names = {name: self._header[self.columns.index(name)] for name in dict.fromkeys(wanted)}
+        table = self._parse(list(dict.fromkeys([*names.values(), self._header[-1]])), skip)
+        total = table.num_rows + len(skipped)
+        numbers = np.setdiff1d(np.arange(2, total + 2), [row for row, _, _ in skipped])
+        self._refuse_open_quote(table, numbers)
+        columns = {name: table[column].combine_chunks() for name, column in names.items()}
+        return _legible(self.name, columns, numbers, skipped)
+
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return hash_file(self.path)
+
+    def _parse(self, include: Sequence[str], skip: Any) -> pa.Table:
+        try:
+            return pacsv.read_csv(
+                self.path,
+                # Only a single thread counts rows.
+                read_options=pacsv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
+                parse_options=pacsv.ParseOptions(
+                    delimiter=self._delimiter,
+                    quote_char=False if self._is_atomic else '"',
+                    newlines_in_values=not self._is_atomic,
+                    ignore_empty_lines=False,
+                    invalid_row_handler=skip,
+                ),
+                convert_options=pacsv.ConvertOptions(
+                    include_columns=include, column_types=dict.fromkeys(include, pa.large_binary())
+                ),
+            )
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError([f"{self.name}: cannot be read: {error}"]) from None
+
+    def _read_header(self) -> list[str]:
+        # Undecodable bytes pass here: whether they matter is known only when their column is read.
+        try:
+            with pa.input_stream(self.path) as raw:
+                text = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
+                dialect = _Atomic if self._is_atomic else csv.excel
+                header = next(csv.reader(text, dialect, delimiter=self._delimiter), [])
+        except (OSError, csv.Error) as error:
+            raise DataError([f"{self.name}: cannot be read: {error}"]) from None
+        if not header:
+            raise DataError([f"{self.name}: the file is empty, or its first line is (it should name the columns)."])
+        if any("\udc80" <= c <= "\udcff" or c == "\x00" for name in header for c in name):
+            raise DataError([f"{self.name}: row 1 is not UTF-8 text. Save the file as UTF-8."])
+        return header
+
+    def _refuse_open_quote(self, table: pa.Table, numbers: npt.NDArray[np.int64]) -> None:
+        """A quote that is never closed swallows the rest of the file into one cell, without a word from the parser."""
+        last = self._header[-1]
+        if self._is_atomic or table.num_rows == 0 or b"\n" not in table[last][-1].as_py():
+            return
+        tail = b""
+        with pa.input_stream(self.path) as raw:
+            while chunk := raw.read(_BLOCK_BYTES):
+                tail = (tail + chunk)[-1024:]
+        if not tail.rstrip(b"\r\n").endswith(b'"'):
+            raise DataError([f'{self.name}: row {numbers[-1]}: a quote (") opened in this row is never closed.'])
+
+
+class ParquetFile:
+    """A Parquet file; numbers, dates and times are read as text."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        try:
+            self.columns: list[str] = pq.read_schema(path).names
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError([f"{self.name}: cannot be read as Parquet: {error}"]) from None
+
+    def read(self, wanted: Sequence[str]) -> Table:
+        """Read the wanted columns."""
+        try:
+            table = pq.read_table(self.path, columns=list(dict.fromkeys(wanted)))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError([f"{self.name}: cannot be read as Parquet: {error}"]) from None
+        return as_text_table(self.name, table)
+
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return hash_file(self.path)
+
+
+def as_text_table(name: str, table: pa.Table) -> Table:
+    """Turn typed columns into text; missing values become "". Raises DataError for nested columns."""
+    columns = {column: _as_bytes(name, column, table[column].combine_chunks()) for column in table.column_names}
+    return _legible(name, columns, np.arange(2, table.num_rows + 2), [])
+
+
+def _as_bytes(name: str, column: str, cells: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(cells.type):
+        cells = cells.dictionary_decode()
+    try:
+        if pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type):
+            cells = pc.binary_join(cells.cast(pa.list_(pa.string())), ", ")
+        elif not pa.types.is_binary(cells.type) and not pa.types.is_large_binary(cells.type):
+            cells = cells.cast(pa.large_string())
+        return cells.cast(pa.large_binary()).fill_null(b"")
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        raise DataError([f"{name}: column {column} holds {cells.type}; expected text, numbers or times."]) from None
+
+
+def _legible(
+    name: str, raw: dict[str, pa.Array], numbers: npt.NDArray[np.int64], ragged: list[tuple[int, int, int]]
+) -> Table:
+    """Decode the columns, and leave out rows with nothing in any of them (blank lines)."""
+    columns, illegible = {}, {}
+    for column, cells in raw.items():
+        columns[column], illegible[column] = _decode(cells)
+    something = np.zeros(len(numbers), np.bool_)
+    for cells in raw.values():
+        something |= pc.not_equal(pc.binary_length(cells), 0).to_numpy(zero_copy_only=False)
+    blank = int((~something).sum())
+    if blank:
+        keep = pa.array(something)
+        columns = {column: cells.filter(keep) for column, cells in columns.items()}
+        shifted = np.cumsum(something) - 1
+        illegible = {column: shifted[positions] for column, positions in illegible.items()}
+        numbers = numbers[something]
+    return Table(name, columns, numbers, ragged, {c: p for c, p in illegible.items() if len(p)}, blank)
+
+
+def _decode(cells: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """Return a text column and the positions of the cells that are not UTF-8."""
+    try:
+        return cells.cast(pa.large_string()), np.empty(0, np.int64)
+    except pa.ArrowInvalid:
+        values: list[bytes] = cells.to_pylist()
+    bad = []
+    for position, value in enumerate(values):
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            values[position] = b""
+            bad.append(position)
+    return pa.array(values, pa.large_binary()).cast(pa.large_string()), np.array(bad, np.int64)

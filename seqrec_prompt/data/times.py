@@ -1,0 +1,85 @@
+"""Times of interactions: numbers in some unit, or ISO 8601 text, → Unix seconds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
+
+# A number is a plausible time in a unit when it lies between these two dates in it. The windows do not overlap.
+_EARLIEST = datetime(1990, 1, 1, tzinfo=UTC).timestamp()
+_LATEST = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
+
+FORMS = ("seconds", "milliseconds", "microseconds", "nanoseconds", "dates", "order numbers")
+_FACTORS = (1.0, 1e3, 1e6, 1e9)
+_DATES, _NUMBERS, _BAD = 4, 5, -1
+
+
+@dataclass(frozen=True, eq=False)
+class Times:
+    """Parsed times. seconds: (n,) Unix seconds, NaN where bad. form: (n,) position in FORMS, -1 where bad.
+
+    main: the form most cells have; odd: (n,) True where a cell is readable but in another form.
+    """
+
+    seconds: npt.NDArray[np.float64]
+    form: npt.NDArray[np.int8]
+    main: int
+
+    @property
+    def bad(self) -> npt.NDArray[np.bool_]:
+        """(n,) True where the cell is empty, not a time, not a number or infinite."""
+        return np.equal(self.form, _BAD)
+
+    @property
+    def odd(self) -> npt.NDArray[np.bool_]:
+        """(n,) True where the cell is a time, but not written as most of the column is."""
+        return np.not_equal(self.form, _BAD) & np.not_equal(self.form, self.main)
+
+
+def parse_times(cells: pa.Array, unit: TimeUnit = "auto") -> Times:
+    """Read a column of text, shape (n,).
+
+    With `auto`, a number that is a date of 1990–2100 in s, ms, µs or ns has that unit; numbers outside every window
+    (0, 1, 2 …) are order numbers and are kept. With a unit given, every number has it. ISO 8601 text without a zone is
+    taken as UTC.
+    """
+    encoded = cells.dictionary_encode()
+    parsed = [_parse(cell) for cell in encoded.dictionary.to_pylist()]
+    values = np.array([value for value, _ in parsed], dtype=np.float64)
+    forms = np.array([form for _, form in parsed], dtype=np.int8)
+    numeric = forms == _NUMBERS
+    if unit == "auto":
+        for form, factor in enumerate(_FACTORS):
+            forms[numeric & (values >= _EARLIEST * factor) & (values < _LATEST * factor)] = form
+    else:
+        forms[numeric] = ("s", "ms", "us", "ns").index(unit)
+    for form, factor in enumerate(_FACTORS):
+        values[forms == form] /= factor
+    if unit != "auto":
+        # The unit is settled, so dates and numbers can stand side by side.
+        forms[forms == _DATES] = ("s", "ms", "us", "ns").index(unit)
+    where = encoded.indices.to_numpy(zero_copy_only=False)
+    form_of_row = forms[where]
+    counts = np.bincount(form_of_row[form_of_row != _BAD], minlength=len(FORMS))
+    return Times(values[where], form_of_row, int(np.argmax(counts)))
+
+
+def _parse(cell: str) -> tuple[float, int]:
+    text = cell.strip()
+    try:
+        value = float(text) if "_" not in text else math.nan
+    except ValueError:
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            return math.nan, _BAD
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp(), _DATES
+    return (value, _NUMBERS) if math.isfinite(value) else (math.nan, _BAD)

@@ -1,0 +1,1 @@
+"""How good ranked lists are: metrics, one table for several recommenders, examples."""

@@ -1,0 +1,251 @@
+"""`evaluate` end to end on a small prepared directory, and everything it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from seqrec_prompt.artifacts import hash_file, manifest
+from seqrec_prompt.cli import run
+from seqrec_prompt.data.catalog import Catalog
+from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.data.sessions import Holdout, Sessions, Split
+from seqrec_prompt.errors import ArtifactError, DataError
+from seqrec_prompt.evaluation.comparable import row_names
+from seqrec_prompt.evaluation.evaluate import OUTPUTS, EvaluateConfig, evaluate
+from seqrec_prompt.recommenders.base import Recommendations
+from seqrec_prompt.recommenders.files import write
+
+CATALOG = Catalog(
+    ["pan", "pot", "lid", "jar", "cup"],
+    ["Frying pan", "Stock pot", "Glass lid", "Jam jar &amp; label", ""],
+)
+TRAIN = Sessions.build(["t1", "t2", "t3"], [[0, 1, 2], [0, 1], [3, 0]])
+TEST = Holdout.of_last_items(Sessions.build(["u1", "u2", "u3", "u4"], [[0, 1], [3, 0, 2], [1, 1, 3], [2, 4]]))
+PERFECT = {"u1": [1, 2], "u2": [2, 1], "u3": [3, 0], "u4": [4, 3]}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    made = manifest("prepare", {}, {}, {"hash": "of the inputs", "interactions": 17})
+    directory = tmp_path / "data"
+    directory.mkdir()
+    Dataset(CATALOG, Split(TRAIN, TEST), made).save(directory)
+    return directory
+
+
+def save(path: Path, lists: dict[str, list[int]], data: Path, **config: object) -> Path:
+    found = Recommendations.build(
+        np.array(list(lists), dtype=object),
+        [np.array(items, np.int32) for items in lists.values()],
+        [np.arange(len(items), 0, -1.0) for items in lists.values()],
+    )
+    path.parent.mkdir(exist_ok=True)
+    write(path, [found], CATALOG, manifest("recommend", config, {"data": Dataset.load(data).hash}))
+    return path
+
+
+def config(data: Path, *recommendations: Path, **settings: object) -> EvaluateConfig:
+    values = {"out": data.parent / "evaluation", "cutoffs": (1, 2), **settings}
+    return EvaluateConfig.model_validate({"data": data, "recommendations": recommendations, **values})
+
+
+def test_it_writes_and_prints_all_numbers(data, tmp_path, capsys):
+    # A file may list the sessions in any order; here the second is a miss and the third a hit at rank 2.
+    mixed = save(tmp_path / "mixed.parquet", {"u3": [0, 3], "u1": [1], "u4": [], "u2": [0, 1]}, data)
+    perfect = save(tmp_path / "perfect.parquet", PERFECT, data)
+    result = evaluate(config(data, perfect, mixed, examples=4))
+    out = tmp_path / "evaluation"
+    assert sorted(p.name for p in out.iterdir()) == sorted(OUTPUTS)
+    assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(result))
+    rows = {row["name"]: row for row in result["recommenders"]}
+    assert list(rows) == ["perfect", "mixed", "MostPopular", "TransitionCounts", "LastItemRepeat"]
+    assert rows["perfect"]["metrics"]["@2"]["hr"] == 1
+    assert rows["perfect"]["sha256"] == hash_file(perfect)
+    assert rows["mixed"]["metrics"]["@2"]["mrr"] == pytest.approx((1 + 0 + 1 / 2 + 0) / 4)
+    assert rows["mixed"]["lists"] == {
+        "count": 4, "short": 2, "empty": 1, "items": 5, "valid": 1.0, "distinct": 1.0, "certified": 1.0
+    }  # fmt: skip
+    # Most popular in train: 0 (3 times), 1 (twice). Targets 1, 2, 3, 4: one hit, at rank 2.
+    assert rows["MostPopular"]["metrics"]["@2"]["mrr"] == pytest.approx(1 / 8)
+    # After 0 came 1 twice: a hit at rank 1 for u1, whose last item is 0; u2's 0 is followed by 1 too, a miss.
+    assert rows["TransitionCounts"]["metrics"]["@1"]["hr"] == pytest.approx(1 / 4)
+
+    shown = pq.read_table(out / "per_session.parquet").to_pylist()
+    assert shown[4:8] == [
+        {"recommender": "mixed", "session_id": "u1", "target": "pot", "rank": 1},
+        {"recommender": "mixed", "session_id": "u2", "target": "lid", "rank": None},
+        {"recommender": "mixed", "session_id": "u3", "target": "jar", "rank": 2},
+        {"recommender": "mixed", "session_id": "u4", "target": "cup", "rank": None},
+    ]
+    with (out / "table.csv").open(newline="") as stream:
+        first = next(csv.DictReader(stream))
+    assert float(first["novelty@2"]) == rows["perfect"]["metrics"]["@2"]["novelty"]
+
+    printed = capsys.readouterr().out
+    assert (out / "table.md").read_text().startswith(printed.split("\n\n")[0])
+    assert "4 of 4 test sessions" in printed
+    assert "mixed: 2 of 4 lists have fewer than 2 items, 1 of them none" in printed
+    assert "mixed: valid 100%, distinct 100%, certified 100.0%." in printed
+    assert "Jam jar & label" in printed
+    assert "  came next   cup\n  mixed: the list is empty" in printed
+    assert "    hit  2. Jam jar & label" in printed
+    assert all(str(out / name) in printed for name in OUTPUTS)
+
+
+def test_some_of_the_test_sessions(data, tmp_path, capsys):
+    part = save(tmp_path / "part.parquet", {"u4": [4], "u2": [0]}, data)
+    result = evaluate(config(data, part, baselines=False, cutoffs=(1,)))
+    assert result["sessions"] == {"evaluated": 2, "test": 4}
+    assert [row["metrics"]["@1"]["hr"] for row in result["recommenders"]] == [0.5]
+    assert "2 of 4 test sessions" in capsys.readouterr().out
+
+
+def test_baselines_leave_out_seen_items_as_the_files_do(data, tmp_path):
+    kept = evaluate(config(data, save(tmp_path / "a.parquet", PERFECT, data), out=tmp_path / "kept"))
+    left = evaluate(
+        config(data, save(tmp_path / "b.parquet", PERFECT, data, exclude_seen=True), out=tmp_path / "left_out")
+    )
+    assert (kept["exclude_seen"], left["exclude_seen"]) == (False, True)
+    # MostPopular's first item is 0; without it, u1 gets its target 1.
+    assert [found["recommenders"][1]["metrics"]["@1"]["hr"] for found in (kept, left)] == [0, 0.25]
+
+
+def test_popularity_of_all_interactions(data, tmp_path):
+    path = save(tmp_path / "perfect.parquet", PERFECT, data)
+    result = evaluate(config(data, path, popularity="all", baselines=False, cutoffs=(1,)))
+    # Over train and test the targets 1, 2, 3, 4 occur 5, 3, 3 and 1 times; prepare says there were 17 interactions.
+    expected = np.mean(-np.log2(np.array([5, 3, 3, 1]) / 17))
+    assert result["recommenders"][0]["metrics"]["@1"]["novelty"] == pytest.approx(expected)
+
+
+def test_another_tools_file_has_no_certificates(data, tmp_path):
+    rows = [(session, rank + 1, CATALOG.ids[i]) for session, items in PERFECT.items() for rank, i in enumerate(items)]
+    table = pa.table(dict(zip(("session_id", "rank", "item_id"), map(list, zip(*rows, strict=True)), strict=True)))
+    pq.write_table(table, tmp_path / "other.parquet")
+    result = evaluate(config(data, tmp_path / "other.parquet"))
+    assert result["recommenders"][0]["metrics"]["@1"]["hr"] == 1
+    assert "certified" not in result["recommenders"][0]["lists"]
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"u1": [0], "x1": [1], "x2": [2]}, r"2 of 3 sessions are not in the test part of .*data: x1, x2"),
+        ({"u1": [0, 1, 0], "u2": [1]}, r"1 of 2 lists repeat an item, .*session 'u1' has item 'pan' more than once"),
+        ({}, "holds no sessions"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(data, tmp_path, lists, message):
+    with pytest.raises(DataError, match=message):
+        evaluate(config(data, save(tmp_path / "r.parquet", lists, data)))
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_files_of_different_sessions_are_refused(data, tmp_path):
+    one = save(tmp_path / "one.parquet", {"u1": [0], "u2": [0]}, data)
+    two = save(tmp_path / "two.parquet", {"u1": [0], "u3": [0], "u4": [0]}, data)
+    pattern = r"\(2 sessions\) .* \(3 sessions\) .*1 only in the first: u2; 2 only in the second: u3, u4"
+    with pytest.raises(DataError, match=pattern):
+        evaluate(config(data, one, two))
+
+
+def test_files_that_disagree_on_seen_items_are_refused(data, tmp_path):
+    one = save(tmp_path / "one.parquet", PERFECT, data, exclude_seen=True)
+    two = save(tmp_path / "two.parquet", PERFECT, data, exclude_seen=False)
+    with pytest.raises(DataError, match=r"two\.parquet: made with exclude_seen = False"):
+        evaluate(config(data, one, two))
+
+
+def test_a_file_of_other_data_is_refused(data, tmp_path):
+    path = save(tmp_path / "r.parquet", PERFECT, data)
+    prepared = json.loads((data / "manifest.json").read_text())
+    prepared["facts"]["hash"] = "of other inputs"
+    (data / "manifest.json").write_text(json.dumps(prepared))
+    with pytest.raises(DataError, match=r"r\.parquet: made from other data"):
+        evaluate(config(data, path))
+
+
+def test_a_file_given_twice_is_refused(data, tmp_path):
+    path = save(tmp_path / "r.parquet", PERFECT, data)
+    with pytest.raises(DataError, match="given more than once"):
+        evaluate(config(data, path, path))
+
+
+def test_the_same_again_replaces_its_own_output(data, tmp_path):
+    path = save(tmp_path / "r.parquet", PERFECT, data)
+    evaluate(config(data, path))
+    before = (tmp_path / "evaluation" / "metrics.json").read_text()
+    (tmp_path / "evaluation" / "table.md").write_text("damaged")
+    evaluate(config(data, path, examples=1))
+    assert (tmp_path / "evaluation" / "metrics.json").read_text() == before
+    assert "damaged" not in (tmp_path / "evaluation" / "table.md").read_text()
+
+
+def test_other_settings_need_overwrite(data, tmp_path):
+    path = save(tmp_path / "r.parquet", PERFECT, data)
+    evaluate(config(data, path))
+    with pytest.raises(ArtifactError, match=r"config\.cutoffs: was \[1, 2\], is \[2\]"):
+        evaluate(config(data, path, cutoffs=(2,)))
+    result = evaluate(config(data, path, cutoffs=(2,), overwrite=True))
+    assert list(result["recommenders"][0]["metrics"]) == ["@2"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_directory_it_did_not_make_is_never_touched(data, tmp_path, overwrite):
+    path = save(tmp_path / "r.parquet", PERFECT, data)
+    for out in (data, tmp_path):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ArtifactError, match="is not a directory that evaluate made"):
+            evaluate(config(data, path, out=out, overwrite=overwrite))
+        assert sorted(tmp_path.rglob("*")) == before
+    evaluate(config(data, path))
+    (tmp_path / "evaluation" / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"it holds notes\.txt"):
+        evaluate(config(data, path, overwrite=overwrite))
+    with pytest.raises(ArtifactError, match="is a file"):
+        evaluate(config(data, path, out=path, overwrite=overwrite))
+
+
+def test_rows_are_named_after_files_and_never_alike(tmp_path):
+    paths = [tmp_path / name for name in ("a/recs.parquet", "b/recs.parquet", "b/MostPopular.parquet", "b/other.pq")]
+    assert row_names(paths, ["MostPopular"]) == ["a/recs", "b/recs", "b/MostPopular", "other"]
+    deep = [tmp_path / name for name in ("x/run/recs.parquet", "y/run/recs.parquet")]
+    assert row_names(deep) == ["x/run/recs", "y/run/recs"]
+    suffixes = [tmp_path / name for name in ("recs.parquet", "recs.pq")]
+    assert row_names(suffixes) == ["recs.parquet", "recs.pq"]
+
+
+@pytest.mark.parametrize("settings", [{"cutoffs": (0,)}, {"cutoffs": ()}, {"examples": -1}, {"recommendations": ()}])
+def test_impossible_settings(data, settings):
+    with pytest.raises(ValueError, match="validation error"):
+        config(data, *settings.pop("recommendations", [Path("r.parquet")]), **settings)
+
+
+def test_from_the_command_line(data, tmp_path, capsys):
+    path = save(tmp_path / "r.parquet", PERFECT, data)
+    arguments = ["--data", str(data), "--recommendations", str(path), "--out", str(tmp_path / "evaluation")]
+    assert run("evaluate", [*arguments, "--cutoffs", "2", "1", "--no-baselines"]) == 0
+    assert "| r " in capsys.readouterr().out
+    assert run("evaluate", ["--data", str(tmp_path), *arguments[2:]]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_script_shows_its_settings_without_loading_arrays():
+    script = Path(__file__).parents[2] / "eval" / "evaluate.py"
+    program = (
+        "import runpy, sys\n"
+        "sys.argv = ['evaluate.py', '--help']\n"
+        f"try: runpy.run_path({str(script)!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'numpy', 'pyarrow', 'torch'} & set(sys.modules)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "--cutoffs" in found.stdout
