@@ -1,1 +1,49 @@
-"""seqrec_prompt."""
+"""Fine-tune an LLM on sessions and let it recommend the next item, always from your catalog.
+
+The public names are imported when they are first used, so `import seqrec_prompt` is fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Catalog": "data.catalog",
+    "Sessions": "data.sessions",
+    "Split": "data.sessions",
+    "Dataset": "data.dataset",
+    "PrepareConfig": "data.prepare",
+    "prepare": "data.prepare",
+    "TemplateConfig": "prompting.templates",
+    "compile_template": "prompting.templates",
+    "PairsConfig": "prompting.export",
+    "pairs": "prompting.export",
+    "compile_trie": "decoding.trie",
+    "search": "decoding.search",
+    "HuggingFaceEngine": "engines.huggingface",
+    "FinetuneConfig": "finetuning.finetune",
+    "finetune": "finetuning.finetune",
+    "Recommendations": "recommenders.base",
+    "Recommender": "recommenders.base",
+    "MostPopular": "recommenders.popularity",
+    "LastItemRepeat": "recommenders.popularity",
+    "TransitionCounts": "recommenders.markov",
+    "LLMSeqPrompt": "recommenders.prompt",
+    "RecommendConfig": "recommenders.recommend",
+    "recommend": "recommenders.recommend",
+    "EvaluateConfig": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluate",
+    "SeqrecError": "errors",
+}
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'seqrec_prompt' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"seqrec_prompt.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

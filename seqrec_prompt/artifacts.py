@@ -105,16 +105,14 @@ def read_manifest(directory: Path, made_by: str) -> dict[str, Any]:
 def is_done(path: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, Any], *, overwrite: bool) -> bool:
     """Tell whether `path`, made as the manifest `found` says, already is what `wanted` asks for.
 
-    True: same stage, config and inputs. False: nothing is there, or it may be overwritten. Raises ArtifactError,
-    naming the differing keys, when something else is there.
+    True: same stage, config and inputs. False: nothing is there, or what is there is ours and may be overwritten.
+    Raises ArtifactError when something of other settings is there, naming the differing keys, or something not ours.
     """
-    if overwrite:
-        return False
     if found is None:
         if path.is_dir() and any(path.iterdir()):
-            raise ArtifactError(
-                f"{path} exists and was not made by seqrec_prompt. Choose another --out, or --overwrite."
-            )
+            raise ArtifactError(f"{path} exists and was not made by seqrec_prompt. Choose another --out.")
+        return False
+    if overwrite:
         return False
     differing = [
         f"{key}: was {old!r}, is {new!r}"
@@ -132,7 +130,9 @@ def is_done(path: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, An
 
 
 def peek_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any] | None:
-    """Read the manifest of `directory` if there is one."""
+    """Read the manifest of `directory` if there is one. Raises ArtifactError when `directory` is a file."""
+    if directory.is_file():
+        raise ArtifactError(f"{directory} is a file. --out names a directory.")
     file = directory / name
     if not file.exists():
         return None

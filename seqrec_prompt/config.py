@@ -53,6 +53,9 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, *, verb: str, descrip
     given, unknown = parser.parse_known_args(argv)
     overrides = vars(given)
     file = overrides.pop("config")
+    overrides = {
+        name: None if value == "none" and _optional(fields[name]) else value for name, value in overrides.items()
+    }
     flags = {f"--{_dashed(name)}" for name in fields} | {"--config"}
     problems = [
         _unknown(word.split("=")[0], flags) if word.startswith("--") else f"unexpected argument '{word}'"
@@ -120,6 +123,10 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     parser.add_argument(f"--{_dashed(name)}", **options)
 
 
+def _optional(field: FieldInfo) -> bool:
+    return type(None) in typing.get_args(field.annotation)
+
+
 def _value_type(annotation: Any) -> tuple[Any, bool]:
     """Strip `| None` and list/tuple from an annotation: (element type, is it a list)."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -142,6 +149,8 @@ def _help(field: FieldInfo) -> str:
     text = field.description or ""
     if field.is_required():
         text += " (required)"
+    elif _optional(field) and field.default is None:
+        text += " (default: none)"
     elif field.default not in (None, "", ()) and not isinstance(field.default, bool):
         default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         text += f" (default: {default})"

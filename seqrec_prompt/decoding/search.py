@@ -98,8 +98,8 @@ def search(
         hopeful = open_.score > worst[open_.session]
         np.maximum.at(pruned, open_.session[~hopeful], open_.score[~hopeful])
         open_.keep(hopeful)
-        active = spent < budget
-        chosen = open_.pop_best(width, active)
+        cost = trie.depth[open_.node] - trie.depth[trie.parent[open_.node]]
+        chosen = open_.pop_best(width, cost, budget - spent)
         if not len(chosen.node):
             break
         runs = _edges(trie, chosen.node)
@@ -228,12 +228,14 @@ class _Pool:
         np.maximum.at(worst, session[reached], self.score[order][reached])
         return worst
 
-    def pop_best(self, width: int, active: npt.NDArray[np.bool_]) -> _Pool:
-        """Take out the `width` best prefixes of each active session."""
+    def pop_best(self, width: int, cost: IntArray, room: LongArray) -> _Pool:
+        """Take out each session's `width` best prefixes, as far as their `cost` (prefixes,) fits its `room`."""
         order = np.lexsort((-self.score, self.session))
         session = self.session[order]
-        place = np.arange(len(order)) - np.searchsorted(session, np.arange(self.n))[session]
-        best = order[(place < width) & active[session]]
+        first = np.searchsorted(session, np.arange(self.n))
+        total = np.concatenate([[0], np.cumsum(cost[order])])
+        fits = total[1:] - total[first[session]] <= room[session]
+        best = order[(np.arange(len(order)) - first[session] < width) & fits]
         chosen = _Pool(self.n)
         chosen.add(self.session[best], self.node[best], self.score[best], self.slot[best], self.items[best])
         rest = np.ones(len(order), np.bool_)

@@ -19,12 +19,14 @@ import numpy.typing as npt
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import logging as transformers_logging
 
 from seqrec_prompt.decoding.trie import IntArray, LongArray, TokenLists
 from seqrec_prompt.engines import smollm2
 from seqrec_prompt.errors import ModelError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+transformers_logging.disable_progress_bar()  # loading takes a second; the bar that counts is the caller's
 # Rows of the LM head computed at once: bounds the logits to about 64 MB at any vocabulary.
 LOGITS_ELEMENTS = 1 << 24
 
@@ -44,20 +46,24 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
         raise ModelError(_cannot_load("tokenizer", model, error)) from None
 
 
-def load_model(model: str, dtype: Dtype = "auto", revision: str | None = None) -> Any:
+def load_model(model: str, dtype: torch.dtype, revision: str | None = None) -> Any:
     """Load a causal language model on the CPU. Raises ModelError when it cannot be found or read."""
     try:
         return AutoModelForCausalLM.from_pretrained(
-            resolve(model), revision=revision, dtype=torch_dtype(dtype), use_safetensors=True
+            resolve(model), revision=revision, dtype=dtype, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise ModelError(_cannot_load("model", model, error)) from None
 
 
-def torch_dtype(dtype: Dtype) -> torch.dtype:
-    """`auto` is float32 on a CPU, where results should not depend on the machine, and bfloat16 on a GPU."""
+def torch_dtype(dtype: Dtype, *, training: bool = False) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU, where results should not depend on the machine.
+
+    For the frozen weights under an adapter in training it is bfloat16 also on a CPU that computes with it.
+    """
     if dtype == "auto":
-        return torch.bfloat16 if device().type == "cuda" else torch.float32
+        fast = device().type == "cuda" or (training and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
 
 
@@ -121,7 +127,7 @@ class HuggingFaceEngine:
         cls, model: str, adapter: Path | None = None, dtype: Dtype = "auto", revision: str | None = None
     ) -> HuggingFaceEngine:
         """Load a base model, merge a LoRA adapter into it in float32 if one is given, and move it to the device."""
-        loaded = load_model(model, "float32" if adapter else dtype, revision)
+        loaded = load_model(model, torch.float32 if adapter else torch_dtype(dtype), revision)
         if adapter is not None:
             loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
         return cls(loaded.to(device=device(), dtype=torch_dtype(dtype)), load_tokenizer(model, revision))

@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.evaluation.comparable import load_comparison
-    from seqrec_prompt.evaluation.tables import LEGEND, comma_separated, examples, markdown
+    from seqrec_prompt.evaluation.tables import comma_separated, examples, markdown
 
     found = _own_output(config.out)
     dataset = Dataset.load(config.data)
@@ -83,13 +83,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     facts = {"sessions": len(comparison.holdout), "recommenders": [row.name for row in rows]}
     with staged_directory(config.out) as staged:
         write_json(staged / METRICS_JSON, result)
-        write_text(staged / TABLE_MD, "\n".join([table, *(f"- {note}" for note in (LEGEND, *result["notes"])), ""]))
+        write_text(staged / TABLE_MD, "\n".join([table, *(f"- {note}" for note in result["notes"]), ""]))
         write_text(staged / TABLE_CSV, comma_separated(means, config.cutoffs))
         _write_per_session(staged / PER_SESSION, rows, metrics, comparison, dataset)
         write_json(staged / MANIFEST, manifest("evaluate", settings, inputs, facts))
 
     print(table)
-    print(LEGEND)
     print("\n".join(result["notes"]))
     if config.examples:
         last = len(comparison.rows) - 1

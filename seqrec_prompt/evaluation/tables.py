@@ -16,13 +16,12 @@ from seqrec_prompt.recommenders.base import Recommendations
 # Metric → (heading, decimals).
 HEADINGS = {
     "ndcg": ("NDCG", 4),
-    "hr": ("HR", 4),
+    "hr": ("hit rate", 4),
     "mrr": ("MRR", 4),
-    "coverage": ("cov", 4),
-    "serendipity": ("ser", 4),
-    "novelty": ("nov", 3),
+    "coverage": ("coverage", 4),
+    "serendipity": ("serendipity", 4),
+    "novelty": ("novelty (bits)", 3),
 }
-LEGEND = "HR: hit rate, cov: catalog coverage, ser: serendipity, nov: novelty in bits."
 # Metric values of one recommender: cut-off → metric → value.
 Means = Mapping[int, Mapping[str, float]]
 
@@ -32,13 +31,14 @@ TITLE_WIDTH = 90
 
 
 def markdown(rows: Mapping[str, Means], cutoffs: Sequence[int]) -> str:
-    """Write recommenders × (metrics per cut-off) as a Markdown table whose columns also line up on the screen."""
-    head = ["recommender", *(f"{heading}@{k}" for k in cutoffs for heading, _ in HEADINGS.values())]
+    """Write one Markdown table per cut-off, recommenders × metrics, whose columns also line up on a screen."""
+    return "\n".join(_table(rows, k) for k in cutoffs)
+
+
+def _table(rows: Mapping[str, Means], k: int) -> str:
+    head = [f"top {k}", *(heading for heading, _ in HEADINGS.values())]
     body = [
-        [
-            name.replace("|", "\\|"),
-            *(f"{means[k][metric]:.{digits}f}" for k in cutoffs for metric, (_, digits) in HEADINGS.items()),
-        ]
+        [name.replace("|", "\\|"), *(f"{means[k][m]:.{digits}f}" for m, (_, digits) in HEADINGS.items())]
         for name, means in rows.items()
     ]
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]

@@ -83,13 +83,13 @@ def finetune(config: FinetuneConfig) -> Path:
         "model": model_hash(config.model),
     }
     wanted = manifest("finetune", config.resolved(), inputs)
-    if config.overwrite and main:
-        shutil.rmtree(config.out, ignore_errors=True)
-    PartialState().wait_for_everyone()
     found = peek_manifest(config.out) or peek_manifest(config.out, STARTED)
-    if is_done(config.out, found, wanted, overwrite=False) and (config.out / MANIFEST).exists():
+    if is_done(config.out, found, wanted, overwrite=config.overwrite) and (config.out / MANIFEST).exists():
         print(f"already trained: {config.out}")
         return config.out
+    PartialState().wait_for_everyone()
+    if config.overwrite and main:
+        shutil.rmtree(config.out, ignore_errors=True)
     if main:
         write_json(config.out / STARTED, wanted)
     started = time.monotonic()
@@ -124,7 +124,7 @@ def _trainer(config: FinetuneConfig, data: Any) -> tuple[Any, dict[str, Any]]:
     from trl import SFTConfig, SFTTrainer
 
     from seqrec_prompt.decoding.trie import compile_trie
-    from seqrec_prompt.engines.huggingface import device, load_model, load_tokenizer
+    from seqrec_prompt.engines.huggingface import device, load_model, load_tokenizer, torch_dtype
     from seqrec_prompt.finetuning.examples import Collator, windows
     from seqrec_prompt.finetuning.trainers import CatalogTrainer
     from seqrec_prompt.prompting.templates import compile_template
@@ -169,7 +169,7 @@ def _trainer(config: FinetuneConfig, data: Any) -> tuple[Any, dict[str, Any]]:
     )
     options: dict[str, Any] = {"trie": trie} if config.objective == "catalog" else {}
     trainer = (CatalogTrainer if options else SFTTrainer)(
-        model=load_model(config.model, config.dtype, config.revision),
+        model=load_model(config.model, torch_dtype(config.dtype, training=True), config.revision),
         args=arguments,
         data_collator=Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0),
         train_dataset=HuggingFaceDataset.from_dict({"items": [items.tolist() for items in examples]}),

@@ -31,7 +31,8 @@ class CatalogTrainer(SFTTrainer):  # type: ignore[misc]
             attention_mask=inputs["attention_mask"],
             use_cache=False,
             output_hidden_states=True,
-            logits_to_keep=1,  # the LM head runs below, where a decision is read
+            # No position at all: the LM head runs below, where a decision is read.
+            logits_to_keep=torch.empty(0, dtype=torch.long, device=decisions.device),
         )
         states = outputs.hidden_states[-1][decisions[:, 0], decisions[:, 1]]
         head = self.accelerator.unwrap_model(model).get_output_embeddings()

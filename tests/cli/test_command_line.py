@@ -1,0 +1,128 @@
+"""The command line as a person meets it: help, mistakes, exit codes, never a traceback."""
+
+import importlib.util
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from seqrec_prompt import cli
+from seqrec_prompt.cli import VERBS, main
+
+WRITTEN = [verb for verb in VERBS if importlib.util.find_spec(VERBS[verb].module)]
+
+
+def run(*argv):
+    """Exit code of the command; argparse leaves by SystemExit."""
+    try:
+        return main(argv)
+    except SystemExit as left:
+        return left.code
+
+
+def seqrec_prompt(*argv, cwd=None):
+    """Run as a process of its own."""
+    command = [sys.executable, "-m", "seqrec_prompt", *argv]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_the_overview_names_every_verb(capsys, argv):
+    assert run(*argv) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: seqrec-prompt VERB")
+    for verb, entry in VERBS.items():
+        assert any(line.split(maxsplit=1) == [verb, entry.summary] for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_the_version_is_the_installed_one(capsys, flag):
+    assert run(flag) == 0
+    assert capsys.readouterr().out == f"seqrec-prompt {version('seqrec_prompt')}\n"
+
+
+def test_an_unknown_verb_names_the_known_ones(capsys):
+    assert run("recomend", "--data", "x") == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: unknown verb 'recomend'. Verbs: prepare, pairs, finetune, recommend, evaluate")
+
+
+@pytest.mark.parametrize("verb", WRITTEN)
+def test_help_of_a_verb_shows_its_settings_and_an_example(capsys, verb):
+    assert run(verb, "--help") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: seqrec-prompt {verb} ")
+    assert f"example:\n  seqrec-prompt {verb} " in shown
+    assert "(required)" in shown
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("verb", WRITTEN)
+def test_the_example_of_a_verb_has_only_flags_that_exist(capsys, verb):
+    """The printed example is a valid command: with a flag too many, that flag is the only thing complained of."""
+    words = VERBS[verb].example.replace("\\\n", " ").split()
+    assert words[:2] == ["seqrec-prompt", verb]
+    assert run(*words[1:], "--no-such-flag") == 2
+    assert capsys.readouterr().err == "error: unknown setting '--no-such-flag'; see --help\n"
+
+
+@pytest.mark.parametrize("verb", WRITTEN)
+def test_every_setting_is_explained(verb):
+    from seqrec_prompt.config import _walk
+
+    config = getattr(importlib.import_module(VERBS[verb].module), VERBS[verb].config)
+    assert [name for name, field in _walk(config) if not field.description] == []
+
+
+def test_missing_settings_are_all_named(capsys):
+    assert run("finetune") == 2
+    shown = capsys.readouterr().err
+    assert "'data' is missing: give --data" in shown
+    assert "'out' is missing: give --out" in shown
+
+
+def test_a_flag_without_its_value_is_an_error(capsys):
+    assert run("recommend", "--data", "x", "--out", "y", "--k") == 2
+    assert "--k" in capsys.readouterr().err
+
+
+def test_a_misspelt_flag_ends_with_one_line_and_no_traceback():
+    done = seqrec_prompt("recommend", "--exclude-sen", "--data", "x", "--out", "y")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: unknown setting '--exclude-sen': did you mean '--exclude-seen'?\n"
+
+
+def test_data_that_is_not_there_is_explained_without_a_traceback(tmp_path):
+    done = seqrec_prompt("evaluate", "--data", "nowhere", "--out", "out", "--recommendations", "r", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: nowhere is not a directory. Make it with: seqrec-prompt prepare --out nowhere"
+    )
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
+    from seqrec_prompt.evaluation import evaluate
+
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "evaluate", interrupted)
+    assert run("evaluate", "--data", "x", "--out", "y", "--recommendations", "z") == cli.EXIT_INTERRUPTED == 130
+    assert capsys.readouterr().err == "interrupted. Run the same command again to go on.\n"
+
+
+def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch):
+    """Only errors meant for the user become one line; a bug keeps its traceback."""
+    from seqrec_prompt.evaluation import evaluate
+
+    def broken(config):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(evaluate, "evaluate", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("evaluate", "--data", "x", "--out", "y", "--recommendations", "z")

@@ -1,0 +1,212 @@
+"""The search against a score of every title by a plain walk, with a scorer of pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import PlainTrie
+
+from seqrec_prompt.decoding.search import Found, search
+from seqrec_prompt.decoding.trie import TokenLists, compile_trie
+
+END, VOCABULARY = 5, 7
+titles = st.lists(st.integers(0, 4), max_size=7).map(lambda body: [*body, END])
+catalogs = st.lists(titles, min_size=1, max_size=30)
+prompt_lists = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=3), min_size=1, max_size=4)
+# From nearly uniform, where best-first must look at much, to peaked as a tuned model is.
+sharpness = st.sampled_from([0.1, 1.0, 3.0, 8.0])
+
+
+class Scorer:
+    """Next-token log-probs as a fixed random function of the whole prefix; keeps account of what it is asked."""
+
+    def __init__(self, sharp: float) -> None:
+        self.sharp = sharp
+        self.prefixes: list[tuple[int, tuple[int, ...]]] = []  # of each slot: session, all tokens
+        self.rounds: list[set[int]] = []
+        self.read: dict[int, int] = {}
+
+    def row(self, prefix: tuple[int, ...]) -> np.ndarray:
+        draw = np.random.default_rng(zlib.crc32(bytes(prefix)))
+        logits = self.sharp * draw.normal(size=VOCABULARY)
+        return logits - np.log(np.exp(logits).sum())
+
+    def prefill(self, prompts):
+        self.prefixes = [(i, tuple(map(int, prompt))) for i, prompt in enumerate(prompts)]
+        self.rounds, self.read = [set(range(len(prompts)))], dict.fromkeys(range(len(prompts)), 0)
+        return np.arange(len(prompts))
+
+    def extend(self, session, slot, runs):
+        going = set(session.tolist())
+        assert going <= self.rounds[-1], "a session that was left out came back"
+        self.rounds.append(going)
+        first = len(self.prefixes)
+        for i, (row, parent) in enumerate(zip(session.tolist(), slot.tolist(), strict=True)):
+            owner, prefix = self.prefixes[parent]
+            assert owner == row, "a run of one session continues another"
+            assert len(runs[i]) > 0
+            self.prefixes.append((row, prefix + tuple(map(int, runs[i]))))
+            self.read[row] += len(runs[i])
+        return np.arange(first, len(self.prefixes))
+
+    def logprobs(self, slot, tokens):
+        rows = [self.row(self.prefixes[s][1])[tokens[i]] for i, s in enumerate(slot.tolist())]
+        return np.concatenate(rows)
+
+
+def oracle(scorer: Scorer, catalog: list[list[int]], prompt: list[int]) -> np.ndarray:
+    """(items,) renormalised scores, each title walked alone."""
+    plain = PlainTrie(catalog)
+    return np.array([plain.score(t, lambda n, t=t: scorer.row((*prompt, *t[:n]))) for t in catalog])
+
+
+def run(scorer, catalog, prompts, k, exclude=None, **limits) -> Found:
+    trie = compile_trie(TokenLists.of(catalog))
+    arrays = [np.array(prompt, np.int32) for prompt in prompts]
+    return search(scorer, trie, arrays, k, exclude=None if exclude is None else TokenLists.of(exclude), **limits)
+
+
+def lists(found: Found) -> list[tuple[list[int], np.ndarray]]:
+    bounds = zip(found.offsets[:-1], found.offsets[1:], strict=True)
+    return [(found.items[a:b].tolist(), found.scores[a:b]) for a, b in bounds]
+
+
+def draw_exclusions(data, catalog, prompts) -> list[list[int]]:
+    positions = st.lists(st.integers(0, len(catalog) - 1), max_size=len(catalog))  # repeats as in a real session
+    return data.draw(st.lists(positions, min_size=len(prompts), max_size=len(prompts)))
+
+
+def assert_exact(items: list[int], scores: np.ndarray, every: np.ndarray, allowed: list[int], k: int) -> None:
+    assert len(items) == min(k, len(allowed))
+    assert len(set(items)) == len(items)
+    assert set(items) <= set(allowed)
+    np.testing.assert_allclose(scores, every[items], atol=1e-9)
+    np.testing.assert_allclose(scores, np.sort(every[allowed])[::-1][:k], atol=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(catalogs, prompt_lists, sharpness, st.integers(1, 35), st.integers(1, 50), st.data())
+def test_certified_lists_are_the_exact_top_k_of_what_is_allowed(catalog, prompts, sharp, k, width, data):
+    scorer = Scorer(sharp)
+    excluded = draw_exclusions(data, catalog, prompts)
+    found = run(scorer, catalog, prompts, k, excluded, width=width, budget=10**6)
+    assert found.certified.all(), "without a limit every list is proved"
+    assert (found.gap <= 0).all()
+    for (items, scores), prompt, out in zip(lists(found), prompts, excluded, strict=True):
+        allowed = sorted(set(range(len(catalog))) - set(out))
+        assert_exact(items, scores, oracle(scorer, catalog, prompt), allowed, k)
+
+
+@settings(max_examples=200, deadline=None)
+@given(catalogs, prompt_lists, sharpness, st.integers(1, 35), st.integers(1, 5), st.integers(0, 25), st.data())
+def test_a_spent_budget_gives_true_scores_and_a_true_bound(catalog, prompts, sharp, k, width, budget, data):
+    scorer = Scorer(sharp)
+    excluded = draw_exclusions(data, catalog, prompts)
+    found = run(scorer, catalog, prompts, k, excluded, width=width, budget=budget)
+    for i, (items, scores) in enumerate(lists(found)):
+        every = oracle(scorer, catalog, prompts[i])
+        allowed = sorted(set(range(len(catalog))) - set(excluded[i]))
+        if found.certified[i]:
+            assert_exact(items, scores, every, allowed, k)
+            assert found.gap[i] <= 0
+            continue
+        assert len(set(items)) == len(items)
+        assert set(items) <= set(allowed)
+        np.testing.assert_allclose(scores, every[items], atol=1e-9)
+        assert (np.diff(scores) <= 0).all()
+        missed = every[sorted(set(allowed) - set(items))]
+        if len(items) < k:
+            assert found.gap[i] == math.inf
+        else:
+            assert found.gap[i] > 0
+            assert found.gap[i] >= missed.max() - scores[-1] - 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(catalogs, prompt_lists, sharpness, st.integers(1, 5), st.integers(1, 25))
+def test_no_session_reads_more_than_its_budget(catalog, prompts, sharp, width, budget):
+    scorer = Scorer(sharp)
+    run(scorer, catalog, prompts, 30, width=width, budget=budget)
+    assert max(scorer.read.values()) <= budget
+
+
+@settings(max_examples=100, deadline=None)
+@given(catalogs, prompt_lists, sharpness)
+def test_counts_are_what_the_engine_was_asked_to_read(catalog, prompts, sharp):
+    scorer = Scorer(sharp)
+    found = run(scorer, catalog, prompts, 5, width=3)
+    assert found.counts.tokens.tolist() == [scorer.read[i] for i in range(len(prompts))]
+    expected = [sum(i in going for going in scorer.rounds[1:]) for i in range(len(prompts))]
+    assert found.counts.rounds.tolist() == expected
+
+
+def test_a_search_cut_off_at_once_is_not_certified():
+    catalog = [[a, b, END] for a in range(3) for b in range(3)]
+    found = run(Scorer(1.0), catalog, [[1]], 2, budget=0)
+    assert not found.certified[0]
+    assert found.gap[0] == math.inf
+    assert len(found.items) == 0
+    assert found.counts.tokens.tolist() == found.counts.rounds.tolist() == [0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(titles, min_size=1, max_size=30, unique_by=tuple), prompt_lists, sharpness)
+def test_scores_of_all_titles_are_a_distribution(catalog, prompts, sharp):
+    found = run(Scorer(sharp), catalog, prompts, len(catalog), budget=10**6)
+    for items, scores in lists(found):
+        assert sorted(items) == list(range(len(catalog)))
+        assert abs(np.exp(scores).sum() - 1) < 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(catalogs, prompt_lists, sharpness, st.data())
+def test_excluding_items_leaves_the_scores_of_the_others(catalog, prompts, sharp, data):
+    excluded = draw_exclusions(data, catalog, prompts)
+    whole = run(Scorer(sharp), catalog, prompts, len(catalog), budget=10**6)
+    part = run(Scorer(sharp), catalog, prompts, len(catalog), excluded, budget=10**6)
+    for (items, scores), (kept, kept_scores), out in zip(lists(whole), lists(part), excluded, strict=True):
+        score_of = dict(zip(items, scores, strict=True))
+        assert set(kept) == set(items) - set(out)
+        np.testing.assert_allclose(kept_scores, [score_of[item] for item in kept], atol=1e-12)
+
+
+@pytest.mark.parametrize("budget", [1, 2000])
+def test_sessions_that_have_seen_everything_get_an_empty_certified_list(budget):
+    catalog = [[0, 1, END], [0, 2, END], [0, 2, END], [3, END]]
+    found = run(Scorer(1.0), catalog, [[1], [2]], 3, [[0, 1, 2, 3], [3]], budget=budget)
+    assert found.offsets[1] == 0
+    assert found.certified[0]
+    assert found.counts.tokens[0] == 0
+    if budget == 2000:
+        assert set(found.items.tolist()) == {0, 1, 2}
+
+
+def test_duplicates_of_an_excluded_title_stay_and_keep_their_rank():
+    catalog = [[0, END], [1, END], [1, END], [1, END]]
+    every = run(Scorer(1.0), catalog, [[1]], 4)
+    some = run(Scorer(1.0), catalog, [[1]], 4, [[2]])
+    assert some.items.tolist() == [item for item in every.items.tolist() if item != 2]
+
+
+@settings(max_examples=50, deadline=None)
+@given(catalogs, prompt_lists, sharpness)
+def test_mass_outside_is_what_no_title_begins_with(catalog, prompts, sharp):
+    scorer = Scorer(sharp)
+    found = run(scorer, catalog, prompts, 3)
+    first = sorted({title[0] for title in catalog})
+    expected = [1 - np.exp(scorer.row(tuple(prompt))[first]).sum() for prompt in prompts]
+    np.testing.assert_allclose(found.outside, expected, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(catalogs, prompt_lists, sharpness, st.integers(1, 10))
+def test_a_session_gets_the_same_list_alone_and_in_a_batch(catalog, prompts, sharp, k):
+    together = lists(run(Scorer(sharp), catalog, prompts, k))
+    for prompt, (items, scores) in zip(prompts, together, strict=True):
+        ((alone, alone_scores),) = lists(run(Scorer(sharp), catalog, [prompt], k))
+        assert (items, scores.tolist()) == (alone, alone_scores.tolist())

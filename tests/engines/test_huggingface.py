@@ -1,0 +1,209 @@
+"""The transformers engine against plain teacher-forced forwards of the whole model."""
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import PlainTrie, build_model
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+
+from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.decoding.search import search
+from seqrec_prompt.decoding.trie import TokenLists, compile_trie
+from seqrec_prompt.engines.huggingface import HuggingFaceEngine, load_tokenizer, model_hash, read_adapter_base
+from seqrec_prompt.errors import ModelError
+from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
+
+SESSIONS = [[0], [3, 1, 2], [], [9, 5], [12, 11, 8, 7, 6], [4] * 9, [20, 21], [29, 14, 15, 16]]
+
+
+@torch.inference_mode()
+def logprob_rows(model, prompt: list[int], answer: list[int]) -> np.ndarray:
+    """(answer, vocabulary) log-probs before each token of the answer, from one forward of prompt and answer."""
+    logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].double()
+    return torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1].numpy()
+
+
+def oracle_scores(model, prompt: list[int], answers: list[list[int]]) -> np.ndarray:
+    """(items,) renormalised scores, each title read to its end in a forward of its own."""
+    plain = PlainTrie(answers)
+    return np.array([plain.score(a, logprob_rows(model, prompt, a).__getitem__) for a in answers])
+
+
+def as_lists(texts: TokenLists) -> list[list[int]]:
+    return [texts[i].tolist() for i in range(len(texts))]
+
+
+@pytest.fixture(scope="module", params=[("continue", False), ("ask", True)], ids=["continue", "ask chat"])
+def prompter(request, catalog, tokenizer):
+    layout, chat = request.param
+    return compile_template(TemplateConfig(layout=layout, chat=chat), catalog, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def prompts(prompter):
+    found = [prompter.prompt(np.array(items, np.int32)) for items in SESSIONS]
+    assert len({len(prompt) for prompt in found}) > 4, "the batch must need padding"
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(prompter, prompts, tiny_engine):
+    """(sessions, items) scores by the oracle."""
+    answers = as_lists(prompter.answers)
+    return np.stack([oracle_scores(tiny_engine.model, prompt.tolist(), answers) for prompt in prompts])
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("width", [1, 20])
+def test_search_scores_are_those_of_plain_forwards_and_exact(size, width, prompter, prompts, expected, tiny_engine):
+    trie = compile_trie(prompter.answers)
+    found = search(tiny_engine, trie, prompts[:size], 10, width=width, budget=10**6)
+    assert found.certified.all()
+    for i in range(size):
+        items, scores = (a[found.offsets[i] : found.offsets[i + 1]] for a in (found.items, found.scores))
+        assert len(set(items.tolist())) == 10
+        np.testing.assert_allclose(scores, expected[i][items], atol=1e-4)
+        np.testing.assert_allclose(scores, np.sort(expected[i])[::-1][:10], atol=1e-4)
+
+
+def test_every_title_is_scored_right_when_all_are_asked_for(prompter, prompts, expected, tiny_engine):
+    found = search(tiny_engine, compile_trie(prompter.answers), prompts, len(prompter.answers), budget=10**6)
+    assert np.diff(found.offsets).tolist() == [len(prompter.answers)] * len(prompts)
+    for i, prompt_scores in enumerate(expected):
+        entries = slice(found.offsets[i], found.offsets[i + 1])
+        np.testing.assert_allclose(found.scores[entries], prompt_scores[found.items[entries]], atol=1e-4)
+
+
+def test_lists_do_not_depend_on_the_batch(catalog, tokenizer, tiny_engine):
+    prompter = compile_template(TemplateConfig(), catalog, tokenizer)
+    trie = compile_trie(prompter.answers)
+    sessions = Sessions.build([f"s{i}" for i in range(8)], SESSIONS)
+    alone, together = (
+        LLMSeqPrompt(tiny_engine, prompter, trie, 2048, batch_size=size).recommend(sessions, 10, exclude_seen=True)
+        for size in (1, 8)
+    )
+    assert alone.session_ids.tolist() == together.session_ids.tolist() == sessions.ids.tolist()
+    assert alone.items.tolist() == together.items.tolist()
+    np.testing.assert_allclose(alone.scores, together.scores, atol=1e-4)
+    for i, seen in enumerate(SESSIONS):
+        assert not set(alone[i].tolist()) & set(seen)
+
+
+def test_prefixes_read_in_rounds_score_as_if_read_at_once(tiny_engine):
+    prompts = [np.array([7, 8, 9], np.int32), np.array([30, 31, 32, 33, 34], np.int32)]
+    start = tiny_engine.prefill(prompts)
+    a, b, c = tiny_engine.extend(np.array([0, 0, 1]), start[[0, 0, 1]], TokenLists.of([[40, 41], [50], [60, 61, 62]]))
+    later = tiny_engine.extend(np.array([0, 0, 0]), np.array([a, b, a]), TokenLists.of([[42], [51, 52, 53], [43, 44]]))
+    prefixes = [[7, 8, 9, 40, 41, 42], [7, 8, 9, 50, 51, 52, 53], [7, 8, 9, 40, 41, 43, 44]]
+    wanted = TokenLists.of([[11, 12, 13], [14], [15, 16], [17]])
+    prefixes.append([30, 31, 32, 33, 34, 60, 61, 62])  # its session is over, its slot can still be read
+    got = tiny_engine.logprobs(np.array([*later, c]), wanted)
+    rows = [logprob_rows(tiny_engine.model, prefix, [0])[0] for prefix in prefixes]
+    right = np.concatenate([row[wanted[i]] for i, row in enumerate(rows)])
+    np.testing.assert_allclose(got, right, atol=1e-4)
+
+
+def test_recommendations_for_a_prepared_dataset_are_exact(dataset_dir, tiny_engine, tokenizer):
+    data = Dataset.load(dataset_dir)
+    prompter = compile_template(TemplateConfig(max_items=3), data.catalog, tokenizer)
+    trie = compile_trie(prompter.answers, data.popularity)
+    part = data.split.test.prompts.take(np.arange(2))
+    lists = LLMSeqPrompt(tiny_engine, prompter, trie, 2048).recommend(part, 5, exclude_seen=False)
+    for i in range(2):
+        prompt = prompter.prompt(part[i][-3:]).tolist()
+        scores = oracle_scores(tiny_engine.model, prompt, as_lists(prompter.answers))
+        np.testing.assert_allclose(np.sort(scores)[::-1][:5], scores[lists[i]], atol=1e-4)
+    assert lists.certified.all()
+
+
+def test_a_merged_adapter_scores_as_the_adapter_does(tiny_model, tmp_path, catalog, tokenizer):
+    torch.manual_seed(1)
+    targets = ["q_proj", "v_proj", "down_proj"]
+    wrapped = get_peft_model(
+        build_model(len(tokenizer)), LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+    )
+    wrapped.save_pretrained(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    unmerged = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    engine = HuggingFaceEngine.load(str(tiny_model), adapter=tmp_path / "adapter")
+
+    prompter = compile_template(TemplateConfig(), catalog, tokenizer)
+    prompt = prompter.prompt(np.array([1, 16], np.int32))
+    every = TokenLists(np.arange(len(tokenizer), dtype=np.int32), np.array([0, len(tokenizer)]))
+    adapted = logprob_rows(unmerged, prompt.tolist(), [0])[0]
+    np.testing.assert_allclose(engine.logprobs(engine.prefill([prompt]), every), adapted, atol=1e-4)
+    with unmerged.disable_adapter():
+        assert np.abs(logprob_rows(unmerged, prompt.tolist(), [0])[0] - adapted).max() > 0.1
+
+    scores = oracle_scores(unmerged, prompt.tolist(), as_lists(prompter.answers))
+    found = search(engine, compile_trie(prompter.answers), [prompt], 5)
+    np.testing.assert_allclose(found.scores, np.sort(scores)[::-1][:5], atol=1e-4)
+
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "initializer_range": 0.5,
+}
+
+
+def test_a_model_that_caps_its_logits_is_refused(tokenizer):
+    model = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=1.0))
+    with pytest.raises(ModelError, match=r"Gemma2ForCausalLM.*logits.*\n?.*Choose a model"):
+        HuggingFaceEngine(model, tokenizer)
+
+
+def test_a_sliding_window_is_respected_or_refused(tokenizer):
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4)).eval()
+    try:
+        engine = HuggingFaceEngine(model, tokenizer)
+    except ModelError:
+        return
+    prompt, run = list(range(10, 19)), [20, 21, 22]
+    slot = engine.extend(np.array([0]), engine.prefill([np.array(prompt, np.int32)]), TokenLists.of([run]))
+    got = engine.logprobs(slot, TokenLists.of([list(range(64))]))
+    np.testing.assert_allclose(got, logprob_rows(model, prompt + run, [0])[0], atol=1e-4)
+
+
+def test_the_hash_names_the_weights_not_the_file(tiny_model, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "again")
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 5.0}
+    model.save_pretrained(tmp_path / "config")
+    assert model_hash(str(tmp_path / "again")) == model_hash(str(tiny_model))
+    assert model_hash(str(tmp_path / "config")) != model_hash(str(tiny_model))
+
+
+@pytest.mark.parametrize("matrix", ["lm_head", "model.embed_tokens", "model.layers.1.mlp.down_proj"])
+def test_the_hash_changes_when_a_matrix_was_trained(matrix, tiny_model, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.no_grad():
+        model.get_submodule(matrix).weight += 0.01
+    model.save_pretrained(tmp_path / "trained")
+    assert model_hash(str(tmp_path / "trained")) != model_hash(str(tiny_model))
+
+
+@pytest.mark.parametrize("load", [HuggingFaceEngine.load, load_tokenizer, model_hash])
+def test_a_missing_model_is_an_error_with_the_next_step(load, tmp_path):
+    with pytest.raises(ModelError, match=r"(?s)absent.*Give a hub name.*smollm2"):
+        load(str(tmp_path / "absent"))
+
+
+def test_the_base_of_what_is_no_adapter_is_an_error(tmp_path):
+    with pytest.raises(ModelError, match=r"adapter_config\.json"):
+        read_adapter_base(tmp_path)
+
+
+def test_loading_what_is_no_adapter_is_an_error(tiny_model, tmp_path):
+    with pytest.raises(ModelError, match=r"adapter_config\.json"):
+        HuggingFaceEngine.load(str(tiny_model), adapter=tmp_path)

@@ -1,0 +1,199 @@
+"""`finetune` end to end on the tiny model: what it leaves on disk, what it repeats, refuses and explains."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seqrec_prompt.artifacts import hash_json, read_manifest
+from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.engines import huggingface
+from seqrec_prompt.errors import ArtifactError, ModelError, SeqrecError
+from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
+from seqrec_prompt.prompting.templates import TemplateConfig
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def config_of(tiny_model, dataset_dir, tmp_path):
+    def build(out="adapter", **changes):
+        settings = {
+            "data": dataset_dir,
+            "out": tmp_path / out,
+            "model": str(tiny_model),
+            "context": 1024,
+            "batch_size": 2,
+            "max_steps": 2,
+            "logging_steps": 1,
+            "dtype": "float32",
+            "lora": {"r": 2, "alpha": 4},
+        }
+        return FinetuneConfig(**settings | changes)
+
+    return build
+
+
+def weights(config):
+    return load_file(config.out / WEIGHTS)
+
+
+def assert_close(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("objective", "layout", "chat"),
+    [
+        ("catalog", "continue", False),
+        ("catalog", "ask", True),
+        ("last_item", "continue", False),
+        ("last_item", "ask", False),
+        ("all_items", "continue", True),
+    ],
+)
+def test_every_objective_and_layout_leaves_an_adapter(config_of, dataset_dir, capsys, objective, layout, chat):
+    config = config_of(objective=objective, template=TemplateConfig(layout=layout, chat=chat))
+    assert finetune(config) == config.out
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("30 training examples from 30 sessions; 30 items, 28 distinct titles")
+    unit = "nats an item" if objective == "catalog" else "nats a token"
+    assert shown[-1].startswith(f"adapter: {config.out}  (2 steps, ")
+    assert shown[-1].endswith(f"{unit})")
+
+    # B of LoRA begins at zero: a weight that moved was trained.
+    assert any(tensor.abs().max() > 0 for name, tensor in weights(config).items() if "lora_B" in name)
+    made = read_manifest(config.out, "finetune")
+    assert made["config"] == config.resolved()
+    data = Dataset.load(dataset_dir)
+    assert made["inputs"] == {
+        "data": data.hash,
+        "catalog": data.catalog.hash,
+        "template": hash_json(config.template.resolved()),
+        "model": huggingface.model_hash(config.model),
+    }
+    assert made["facts"]["steps"] == 2
+    assert made["facts"]["examples"] == 30
+    losses = [entry["loss"] for entry in json.loads((config.out / "log.json").read_text()) if "loss" in entry]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert made["facts"]["loss"] == losses
+    assert not (config.out / "checkpoints").exists()
+    assert not (config.out / "started.json").exists()
+
+
+def test_training_lowers_the_loss(config_of):
+    config = config_of(max_steps=30, batch_size=8, learning_rate=0.01, lora={"r": 8, "alpha": 16})
+    first, last = read_manifest(finetune(config), "finetune")["facts"]["loss"]
+    assert last < 0.8 * first
+
+
+def test_the_same_run_twice_gives_the_same_adapter(config_of):
+    one, other = config_of("one"), config_of("other")
+    finetune(one)
+    torch.manual_seed(99)  # what happened in the process before does not matter
+    finetune(other)
+    assert_close(weights(one), weights(other), rtol=0, atol=0)
+    finetune(seeded := config_of("seeded", seed=1))
+    assert any((tensor != weights(seeded)[name]).any() for name, tensor in weights(one).items())
+
+
+def test_accumulated_batches_train_like_one_large_batch(config_of):
+    for objective, layout in (("catalog", "continue"), ("last_item", "ask")):
+        template = TemplateConfig(layout=layout)
+        large = config_of(f"{objective}-large", objective=objective, template=template, batch_size=6)
+        small = config_of(f"{objective}-small", objective=objective, template=template, gradient_accumulation=3)
+        finetune(large)
+        finetune(small)
+        assert_close(weights(small), weights(large), rtol=1e-3, atol=1e-5)
+        both = [read_manifest(config.out, "finetune")["facts"]["loss"] for config in (large, small)]
+        assert both[0] == pytest.approx(both[1], rel=1e-4)
+
+
+def test_a_finished_run_is_not_repeated_and_another_is_refused(config_of, capsys):
+    config = config_of()
+    finetune(config)
+    before = {path.name: path.stat().st_mtime_ns for path in config.out.iterdir()}
+    capsys.readouterr()
+    assert finetune(config) == config.out
+    assert capsys.readouterr().out == f"already trained: {config.out}\n"
+    with pytest.raises(ArtifactError, match=r"config\.learning_rate: was 0\.0005, is 0\.001\nChoose another --out, or"):
+        finetune(config_of(learning_rate=0.001))
+    with pytest.raises(ArtifactError, match=r"config\.lora\.r: was 2, is 3"):
+        finetune(config_of(lora={"r": 3, "alpha": 4}))
+    assert {path.name: path.stat().st_mtime_ns for path in config.out.iterdir()} == before
+    finetune(config_of(lora={"r": 3, "alpha": 4}, overwrite=True))
+    assert read_manifest(config.out, "finetune")["config"]["lora"]["r"] == 3
+
+
+def test_a_directory_of_somebody_else_is_left_alone(config_of):
+    config = config_of()
+    config.out.mkdir()
+    (config.out / "thesis.tex").write_text("...")
+    with pytest.raises(ArtifactError, match="exists and was not made by seqrec_prompt"):
+        finetune(config)
+    assert [path.name for path in config.out.iterdir()] == ["thesis.tex"]
+
+
+def test_the_adapter_names_its_base_as_the_user_did(config_of, tiny_model, monkeypatch):
+    real = huggingface.resolve
+    monkeypatch.setattr(huggingface, "resolve", lambda name: str(tiny_model) if name == "tiny" else real(name))
+    config = config_of(model="tiny")
+    finetune(config)
+    assert json.loads((config.out / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    assert huggingface.read_adapter_base(config.out) == "tiny"
+    for path in config.out.iterdir():
+        assert str(tiny_model).encode() not in path.read_bytes(), f"{path.name} holds a path of this machine"
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "{tmp}/no/such/directory", "nobody/no-such-model"])
+def test_a_model_that_is_not_there_is_named(config_of, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = name.format(tmp=tmp_path)
+    config = config_of(model=model)
+    with pytest.raises(ModelError, match=model):
+        finetune(config)
+    assert not config.out.exists()
+
+
+def test_a_directory_without_a_model_is_named(config_of, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="empty"):
+        finetune(config_of(model=str(tmp_path / "empty")))
+
+
+def test_an_adapter_as_base_model_is_explained(config_of, tmp_path):
+    """A user may give the adapter's directory as --model."""
+    finetune(config_of())
+    with pytest.raises(ModelError):
+        finetune(config_of("second", model=str(tmp_path / "adapter")))
+
+
+def test_a_file_in_the_place_of_out_is_explained(config_of):
+    config = config_of()
+    config.out.write_text("a file")
+    with pytest.raises(SeqrecError, match="adapter"):
+        finetune(config)
+    assert config.out.read_text() == "a file"
+
+
+def test_sessions_of_one_item_teach_nothing_and_that_is_said(config_of, dataset_dir, tmp_path):
+    from dataclasses import replace
+
+    data = Dataset.load(dataset_dir)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    replace(data, split=replace(data.split, train=Sessions.build(["a", "b"], [[3], [4]]))).save(alone)
+    with pytest.raises(SeqrecError):
+        finetune(config_of(data=alone))
+
+
+def test_a_context_too_short_for_two_titles_is_said(config_of):
+    # One title of the catalog takes some three hundred tokens.
+    with pytest.raises(SeqrecError, match=r"context of 64 tokens.*--context"):
+        finetune(config_of(context=64))

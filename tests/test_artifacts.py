@@ -1,0 +1,299 @@
+"""Results on disk: whole or not at all, never of another making, and nothing lost when a process dies."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import zlib
+
+import pytest
+
+from seqrec_prompt.artifacts import (
+    MANIFEST,
+    Journal,
+    atomic_file,
+    hash_file,
+    hash_json,
+    is_done,
+    manifest,
+    peek_manifest,
+    read_manifest,
+    staged_directory,
+    write_json,
+    write_text,
+)
+from seqrec_prompt.errors import ArtifactError
+
+IDENTITY = manifest("bake", {"flour": 1, "oven": {"heat": 180}, "out": "cake"}, {"eggs": "abc"})
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_an_atomic_file_replaces_the_old_one_when_the_block_ends(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    write_text(path, "old")
+    with atomic_file(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+        assert partial.parent == path.parent
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_atomic_file_keeps_the_old_one_when_the_block_raises(tmp_path, error):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(error), atomic_file(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_an_atomic_file_that_never_was_is_not_there_after_an_error(tmp_path):
+    with pytest.raises(ValueError, match="stop"), atomic_file(tmp_path / "file.txt") as partial:
+        partial.write_text("half")
+        raise ValueError("stop")
+    assert names(tmp_path) == []
+
+
+def test_files_and_directories_have_the_usual_rights(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "file", "x")
+        with staged_directory(tmp_path / "folder") as staged:
+            (staged / "a").write_text("x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_staged_directory_replaces_the_old_one_as_a_whole(tmp_path):
+    path = tmp_path / "deep" / "folder"
+    for content in ("a", "b"):
+        with staged_directory(path) as staged:
+            (staged / content).write_text(content)
+            assert staged.parent == path.parent
+    assert names(path) == ["b"]
+    assert names(path.parent) == ["folder"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_staged_directory_keeps_the_old_one_when_the_block_raises(tmp_path, error):
+    path = tmp_path / "folder"
+    with staged_directory(path) as staged:
+        (staged / "a").write_text("old")
+    with pytest.raises(error), staged_directory(path) as staged:
+        (staged / "a").write_text("half")
+        raise error
+    assert (path / "a").read_text() == "old"
+    assert names(tmp_path) == ["folder"]
+
+
+def filled(path, n=5, identity=IDENTITY):
+    journal = Journal(path, identity)
+    for i in range(n):
+        journal.append({"i": i, "text": "línea\n\u2028two"})
+    journal.close()
+    return path
+
+
+def numbers(journal):
+    return [record["i"] for record in journal.records()]
+
+
+def test_a_journal_is_replayed_and_goes_on(tmp_path):
+    journal = Journal(filled(tmp_path / "sub" / "j"), IDENTITY)
+    assert journal.count == 5
+    assert list(journal.records())[3] == {"i": 3, "text": "línea\n\u2028two"}
+    journal.append({"i": 5}, {"i": 6})
+    assert (journal.count, numbers(journal)) == (7, list(range(7)))
+    journal.close()
+    assert numbers(Journal(journal.path, IDENTITY)) == list(range(7))
+
+
+def test_a_new_journal_is_empty(tmp_path):
+    journal = Journal(tmp_path / "j", IDENTITY)
+    assert (journal.count, list(journal.records())) == (0, [])
+    journal.close()
+    assert Journal(tmp_path / "j", IDENTITY).count == 0
+
+
+def test_wherever_a_journal_is_torn_the_whole_records_before_remain(tmp_path):
+    short = {"stage": "bake"}
+    whole = filled(tmp_path / "whole", 3, short).read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(len(whole) + 1):
+        path = tmp_path / "torn"
+        path.write_bytes(whole[:cut])
+        journal = Journal(path, short)
+        kept = max(0, sum(end <= cut for end in ends) - 1)
+        assert numbers(journal) == list(range(kept)), cut
+        journal.append({"i": 99})
+        journal.close()
+        assert numbers(Journal(path, short)) == [*range(kept), 99], cut
+
+
+def test_after_a_damaged_record_nothing_is_trusted(tmp_path):
+    chance = random.Random(0)
+    whole = filled(tmp_path / "j", 5).read_bytes()
+    starts = [0, *(i + 1 for i, byte in enumerate(whole) if byte == ord("\n"))]
+    for _ in range(100):
+        at = chance.randrange(starts[1], len(whole))
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << chance.randrange(8)
+        (tmp_path / "j").write_bytes(damaged)
+        journal = Journal(tmp_path / "j", IDENTITY)
+        assert numbers(journal) == list(range(sum(start <= at for start in starts) - 2)), at
+        journal.close()
+
+
+def test_a_journal_line_is_a_crc_and_json(tmp_path):
+    for line in filled(tmp_path / "j").read_bytes().splitlines():
+        checksum, body = line.split(b" ", 1)
+        assert int(checksum, 16) == zlib.crc32(body)
+        json.loads(body)
+
+
+def test_a_journal_of_something_else_is_refused_and_kept(tmp_path):
+    path = filled(tmp_path / "j")
+    other = manifest("bake", {"flour": 2, "oven": {"heat": 200}, "out": "pie"}, {"eggs": "abc", "milk": "d"})
+    with pytest.raises(ArtifactError) as caught:
+        Journal(path, other)
+    assert [line.strip() for line in str(caught.value).splitlines()[1:-1]] == [
+        "config.flour: was 1, is 2",
+        "config.oven.heat: was 180, is 200",
+        "inputs.milk: was None, is 'd'",
+    ]
+    assert numbers(Journal(path, IDENTITY)) == list(range(5))
+    fresh = Journal(path, other, overwrite=True)
+    assert numbers(fresh) == []
+
+
+def test_a_journal_is_removed_when_asked(tmp_path):
+    journal = Journal(filled(tmp_path / "j"), IDENTITY)
+    journal.close()
+    assert journal.path.exists()
+    journal.close(remove=True)
+    assert names(tmp_path) == []
+
+
+def test_a_killed_process_loses_no_finished_record(tmp_path):
+    script = textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        from seqrec_prompt.artifacts import Journal
+        journal = Journal(Path(sys.argv[1]), {IDENTITY!r})
+        i = journal.count
+        while True:
+            journal.append({{"i": i, "text": "x" * 3000}})
+            i += 1
+            print(i, flush=True)
+    """)
+    finished = 0
+    for stop_after in (3, 17, 40):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "j")], stdout=subprocess.PIPE, text=True
+        )
+        for line in process.stdout:
+            if int(line) >= stop_after:
+                process.send_signal(signal.SIGKILL)
+                break
+        rest = process.stdout.read().split()
+        assert process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        finished = int(rest[-1]) if rest else stop_after
+        journal = Journal(tmp_path / "j", IDENTITY)
+        # One record may have been written whole although the process died before it could say so.
+        assert journal.count in (finished, finished + 1)
+        assert numbers(journal) == list(range(journal.count))
+        journal.close()
+
+
+def test_nothing_there_is_not_done(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert not is_done(tmp_path / "none", None, IDENTITY, overwrite=False)
+    assert not is_done(tmp_path / "empty", None, IDENTITY, overwrite=False)
+
+
+def test_the_same_settings_are_done_wherever_and_whenever_they_were_run(tmp_path):
+    found = manifest(
+        "bake", {"flour": 1, "oven": {"heat": 180}, "out": "elsewhere", "overwrite": True}, {"eggs": "abc"}, {"s": 3}
+    )
+    found["created"], found["versions"] = "1999", {}
+    assert is_done(tmp_path, json.loads(json.dumps(found)), IDENTITY, overwrite=False)
+    assert not is_done(tmp_path, found, IDENTITY, overwrite=True)
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    with pytest.raises(ArtifactError, match=r"config\.oven\.heat: was 180, is 90\nChoose another --out, or --overw"):
+        is_done(
+            tmp_path, IDENTITY, manifest("bake", {"flour": 1, "oven": {"heat": 90}}, {"eggs": "abc"}), overwrite=False
+        )
+    with pytest.raises(ArtifactError, match=r"inputs\.eggs: was 'abc', is 'changed'"):
+        is_done(tmp_path, IDENTITY, IDENTITY | {"inputs": {"eggs": "changed"}}, overwrite=False)
+    with pytest.raises(ArtifactError, match="stage: was 'bake', is 'fry'"):
+        is_done(tmp_path, IDENTITY, IDENTITY | {"stage": "fry"}, overwrite=False)
+
+
+def test_a_directory_of_somebody_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("...")
+    with pytest.raises(ArtifactError, match="exists and was not made by seqrec_prompt"):
+        is_done(tmp_path, None, IDENTITY, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no manifest.json. Make it with: seqrec-prompt bake --out"),
+        ("{torn", r"manifest.json is damaged .*Run 'seqrec-prompt bake' again"),
+        ("[1]", "was not made by 'seqrec-prompt bake'"),
+        ('{"stage": "fry"}', "was not made by 'seqrec-prompt bake'"),
+    ],
+)
+def test_a_manifest_that_is_none_is_explained(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(ArtifactError, match=message):
+        read_manifest(tmp_path, "bake")
+    with pytest.raises(ArtifactError, match=r"/no is not a directory\. Make it with: seqrec-prompt bake --out"):
+        read_manifest(tmp_path / "no", "bake")
+
+
+def test_a_manifest_is_read_back(tmp_path):
+    write_json(tmp_path / MANIFEST, IDENTITY)
+    assert read_manifest(tmp_path, "bake") == peek_manifest(tmp_path) == IDENTITY
+    assert peek_manifest(tmp_path / "no") is None
+    (tmp_path / MANIFEST).write_text("{torn")
+    assert peek_manifest(tmp_path) is None
+    assert {"python", "torch", "numpy"} <= set(IDENTITY["versions"])
+
+
+def test_the_hash_of_a_file_is_sha256(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1
+    assert hash_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_hash_of_a_directory_depends_on_names_and_bytes_alone(tmp_path):
+    for folder, order in (("one", "abc"), ("two", "cab")):
+        for name in order:
+            (tmp_path / folder / "sub").mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / "sub" / name).write_text(name)
+    first = hash_file(tmp_path / "one")
+    assert hash_file(tmp_path / "two") == first
+    (tmp_path / "two" / "sub" / "a").rename(tmp_path / "two" / "a")
+    assert hash_file(tmp_path / "two") != first
+    (tmp_path / "one" / "sub" / "a").write_text("A")
+    assert hash_file(tmp_path / "one") != first
+
+
+def test_the_hash_of_json_is_independent_of_key_order():
+    assert hash_json({"a": 1, "b": [1, 2]}) == hash_json({"b": [1, 2], "a": 1}) != hash_json({"a": 1, "b": [2, 1]})
