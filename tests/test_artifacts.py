@@ -81,8 +81,7 @@ def test_a_staged_directory_replaces_the_old_one_as_a_whole(tmp_path):
         with staged_directory(path) as staged:
             (staged / content).write_text(content)
             assert staged.parent == path.parent
-    assert names(path) == ["b"]
-    assert names(path.parent) == ["folder"]
+    assert (names(path), names(path.parent)) == (["b"], ["folder"])
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -245,8 +244,9 @@ def test_other_settings_are_refused_by_name(tmp_path):
 
 def test_a_directory_of_somebody_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("...")
-    with pytest.raises(ArtifactError, match="exists and was not made by seqrec_prompt"):
-        is_done(tmp_path, None, IDENTITY, overwrite=False)
+    for overwrite in (False, True):
+        with pytest.raises(ArtifactError, match="exists and was not made by seqrec_prompt"):
+            is_done(tmp_path, None, IDENTITY, overwrite=overwrite)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,12 @@ def test_booleans_are_switched_both_ways(yaml_file, flag, value):
     assert bake("--config", str(file), flag).glaze is value
 
 
+def test_none_on_the_command_line_unsets_what_the_file_sets(yaml_file):
+    file = yaml_file("flour: 1\ntin: a\nbaker: Ann\n")
+    assert bake("--config", str(file), "--baker", "none").baker is None
+    assert bake("--flour", "1", "--tin", "none").tin == Path("none")  # where none is no value, it is a word
+
+
 def test_nested_booleans_are_switched_both_ways():
     assert bake(*NEEDED, "--no-oven.fan").oven.fan is False
     assert bake(*NEEDED, "--second-oven.fan").second_oven == Oven(fan=True)
@@ -263,7 +269,7 @@ def test_help_shows_every_field_with_meaning_and_default(capsys):
         "example: seqrec-prompt bake --flour 1",
         "--flour X grams of flour (required)",
         "--tin PATH what it is baked in (required)",
-        "--baker TEXT who bakes --spices",
+        "--baker TEXT who bakes (default: none) --spices",
         "--spices TEXT [TEXT ...] what goes in --turns",
         "--turns N [N ...] minutes at which it is turned (default: 10 20)",
         "--glaze, --no-glaze brush it (default: no)",

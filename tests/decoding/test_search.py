@@ -16,10 +16,20 @@ from seqrec_prompt.decoding.trie import TokenLists, compile_trie
 
 END, VOCABULARY = 5, 7
 titles = st.lists(st.integers(0, 4), max_size=7).map(lambda body: [*body, END])
-catalogs = st.lists(titles, min_size=1, max_size=30)
+small_catalogs = st.lists(titles, min_size=1, max_size=30)
 prompt_lists = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=3), min_size=1, max_size=4)
+few_or_many = st.integers(1, 6) | st.integers(1, 35)
 # From nearly uniform, where best-first must look at much, to peaked as a tuned model is.
 sharpness = st.sampled_from([0.1, 1.0, 3.0, 8.0])
+
+
+def bushy_catalog(seed: int) -> list[list[int]]:
+    """Forty titles over few tokens: many branches, and lists of k that must leave most of them out."""
+    draw = np.random.default_rng(seed)
+    return [[*draw.integers(0, 4, draw.integers(0, 6)).tolist(), END] for _ in range(40)]
+
+
+catalogs = small_catalogs | st.integers(0, 10**6).map(bushy_catalog)
 
 
 class Scorer:
@@ -77,7 +87,8 @@ def lists(found: Found) -> list[tuple[list[int], np.ndarray]]:
 
 
 def draw_exclusions(data, catalog, prompts) -> list[list[int]]:
-    positions = st.lists(st.integers(0, len(catalog) - 1), max_size=len(catalog))  # repeats as in a real session
+    item = st.integers(0, len(catalog) - 1)
+    positions = st.lists(item, max_size=4) | st.lists(item, max_size=60)  # with repeats, as in a real session
     return data.draw(st.lists(positions, min_size=len(prompts), max_size=len(prompts)))
 
 
@@ -90,7 +101,7 @@ def assert_exact(items: list[int], scores: np.ndarray, every: np.ndarray, allowe
 
 
 @settings(max_examples=200, deadline=None)
-@given(catalogs, prompt_lists, sharpness, st.integers(1, 35), st.integers(1, 50), st.data())
+@given(catalogs, prompt_lists, sharpness, few_or_many, st.integers(1, 50), st.data())
 def test_certified_lists_are_the_exact_top_k_of_what_is_allowed(catalog, prompts, sharp, k, width, data):
     scorer = Scorer(sharp)
     excluded = draw_exclusions(data, catalog, prompts)
@@ -103,7 +114,7 @@ def test_certified_lists_are_the_exact_top_k_of_what_is_allowed(catalog, prompts
 
 
 @settings(max_examples=200, deadline=None)
-@given(catalogs, prompt_lists, sharpness, st.integers(1, 35), st.integers(1, 5), st.integers(0, 25), st.data())
+@given(catalogs, prompt_lists, sharpness, few_or_many, st.integers(1, 5), st.integers(0, 25), st.data())
 def test_a_spent_budget_gives_true_scores_and_a_true_bound(catalog, prompts, sharp, k, width, budget, data):
     scorer = Scorer(sharp)
     excluded = draw_exclusions(data, catalog, prompts)
@@ -143,6 +154,20 @@ def test_counts_are_what_the_engine_was_asked_to_read(catalog, prompts, sharp):
     assert found.counts.tokens.tolist() == [scorer.read[i] for i in range(len(prompts))]
     expected = [sum(i in going for going in scorer.rounds[1:]) for i in range(len(prompts))]
     assert found.counts.rounds.tolist() == expected
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("width", [1, 4, 50])
+def test_forty_branching_titles_give_the_exact_list_without_reading_all(k, width):
+    unread = 0
+    for seed in range(12):
+        scorer, catalog = Scorer(3.0), bushy_catalog(seed)
+        found = run(scorer, catalog, [[seed % 7]], k, width=width)
+        assert found.certified[0]
+        assert_exact(*lists(found)[0], oracle(scorer, catalog, [seed % 7]), list(range(len(catalog))), k)
+        trie = compile_trie(TokenLists.of(catalog))
+        unread += int((trie.n_children[1:] > 0).sum()) - (len(scorer.prefixes) - 1)
+    assert unread > 0, "branches that cannot matter are not read"
 
 
 def test_a_search_cut_off_at_once_is_not_certified():

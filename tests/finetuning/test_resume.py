@@ -34,15 +34,17 @@ def config_of(tiny_model, dataset_dir, tmp_path_factory):
 
 
 def stop_at(monkeypatch, step, error=KeyboardInterrupt):
-    """Let the optimizer steps before `step` (from 1) pass, then raise."""
-    real, steps = CatalogTrainer.training_step, iter(range(1, 100))
+    """Let the optimizer steps before `step` (from 1, in this run) pass, then raise; returns the steps begun."""
+    real, steps = CatalogTrainer.training_step, []
 
     def training_step(self, *args, **kwargs):
-        if next(steps) == step:
+        steps.append(len(steps) + 1)
+        if len(steps) == step:
             raise error("pulled the plug")
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(CatalogTrainer, "training_step", training_step)
+    return steps
 
 
 def losses(config):
@@ -66,7 +68,10 @@ def test_a_stopped_run_ends_like_an_unbroken_one(config_of, unbroken, monkeypatc
     assert not (config.out / "manifest.json").exists()
     assert (config.out / "checkpoints" / "checkpoint-3").exists() == (step > 3)
     capsys.readouterr()
-    finetune(config)
+    with monkeypatch.context() as patch:
+        steps = stop_at(patch, None)
+        finetune(config)
+    assert len(steps) == (3 if step > 3 else 6)  # what stands in a checkpoint is not done again
     shown = capsys.readouterr().out
     assert (f"going on from {config.out / 'checkpoints' / 'checkpoint-3'}" in shown) == (step > 3)
     assert losses(config) == pytest.approx(losses(unbroken), rel=1e-6)

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny import PlainTrie, build_model
 from transformers import AutoModelForCausalLM
 
 from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.errors import ArtifactError, ConfigError, ModelError, TemplateError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.prompting.templates import TemplateConfig
@@ -131,6 +133,18 @@ def test_the_lists_are_the_models_own_ranking(config_of, data, tiny_model, adapt
         assert [row["score"] for row in rows] == pytest.approx([scores[tuple(answers[j])] for j in best], abs=2e-4)
 
 
+def test_items_of_one_title_stand_in_the_order_of_their_popularity(config_of, data, tmp_path):
+    from dataclasses import replace
+
+    (tmp_path / "data").mkdir()
+    train = Sessions.build(["a", "b", "c"], [[5, 4], [5, 4], [5, 3]])  # 3, 4 and 5 are the same title
+    replace(data, split=replace(data.split, train=train)).save(tmp_path / "data")
+    recommend(config := config_of(data=tmp_path / "data", k=30))
+    for items in items_of(config.out).values():
+        at = items.index("item-5")
+        assert items[at : at + 3] == ["item-5", "item-4", "item-3"]
+
+
 def test_a_budget_that_is_spent_is_told(config_of):
     recommend(config := config_of(k=20, budget=1))
     rows = [row for rows in lists_of(config.out).values() for row in rows]
@@ -209,11 +223,18 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(config_of, capsys
     assert {len(items) for items in items_of(config.out).values()} == {3}
 
 
-def test_a_damaged_file_can_be_overwritten(config_of):
-    config = config_of(overwrite=True)
-    config.out.write_text("no parquet")
-    recommend(config)
-    assert len(lists_of(config.out)) == 12
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_of_somebody_else_is_left_alone(config_of, overwrite):
+    """As a directory of somebody else is by `artifacts.is_done`: --overwrite replaces only what this package made."""
+    config = config_of(overwrite=overwrite)
+    config.out.write_text("my notes")
+    with pytest.raises(ArtifactError, match=r"recs\.parquet is not a Parquet file"):
+        recommend(config)
+    assert config.out.read_text() == "my notes"
+    pq.write_table(pa.table({"my": ["measurements"]}), config.out)
+    with pytest.raises(ArtifactError, match=r"recs\.parquet"):
+        recommend(config)
+    assert pq.read_table(config.out).column_names == ["my"]
 
 
 def test_an_adapter_brings_its_template_and_no_other_is_taken(config_of, adapter):
