@@ -29,8 +29,8 @@ def page(runs: list[Path], command: str) -> str:
         f"{adapters[0]['facts']['hardware']}, transformers {adapters[0]['versions']['transformers']}, "
         f"torch {adapters[0]['versions']['torch']}.",
         f"{adapters[0]['facts']['steps']} steps a run, {_span([a['facts']['seconds'] for a in adapters], '.0f')} s. "
-        "{evaluated} of {test} test sessions, the same in every run. ".format(**results[0]["sessions"]) +
-        f"Data {adapters[0]['inputs']['data'][:12]}, base model {adapters[0]['inputs']['model'][:12]}.",
+        "{evaluated} of {test} test sessions, the same in every run. ".format(**results[0]["sessions"])
+        + f"Data {adapters[0]['inputs']['data'][:12]}, base model {adapters[0]['inputs']['model'][:12]}.",
         "Mean ± standard deviation over the runs; without ±, equal in every run.",
     ]
     for k in results[0]["config"]["cutoffs"]:

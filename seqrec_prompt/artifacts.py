@@ -108,25 +108,24 @@ def is_done(path: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, An
     True: same stage, config and inputs. False: nothing is there, or what is there is ours and may be overwritten.
     Raises ArtifactError when something of other settings is there, naming the differing keys, or something not ours.
     """
-    if found is None:
-        if path.is_dir() and any(path.iterdir()):
+    if not found:
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
             raise ArtifactError(f"{path} exists and was not made by seqrec_prompt. Choose another --out.")
         return False
     if overwrite:
         return False
-    differing = [
-        f"{key}: was {old!r}, is {new!r}"
-        for part in ("stage", "config", "inputs")
-        for key, old, new in _differences(found.get(part), wanted.get(part), part)
-        if key not in ("config.out", "config.overwrite")
-    ]
-    if differing:
+    if differing := _differing(found, wanted):
         raise ArtifactError(
             f"{path} was made with other settings:\n  "
             + "\n  ".join(differing)
             + "\nChoose another --out, or --overwrite."
         )
     return True
+
+
+def same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether two manifests describe the same work: stage, inputs and all settings but where it goes."""
+    return not _differing(found, wanted)
 
 
 def peek_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any] | None:
@@ -161,17 +160,18 @@ class Journal:
     """Append-only file of checksummed JSON records, one a line; the first names what the journal is for.
 
     Opening an existing journal replays it: a torn or damaged tail (the process died while writing) is cut off and its
-    records are owed again. A journal made for something else raises ArtifactError naming what differs.
+    records are owed again. A journal made for something else raises ArtifactError naming what differs, or with
+    `overwrite` is begun anew; a file that is no journal is never touched.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            path.unlink(missing_ok=True)
         records, good_bytes = self._replay()
-        if records:
-            is_done(path, records[0], identity, overwrite=False)
+        if path.exists() and not records and path.stat().st_size and not _could_be_torn(path):
+            raise ArtifactError(f"{path} is not a journal of seqrec_prompt. Move it away.")
+        if records and not is_done(path, records[0], identity, overwrite=overwrite and not same(records[0], identity)):
+            records, good_bytes = [], 0
         self.count = max(0, len(records) - 1)
         self._stream = path.open("r+b" if path.exists() else "w+b")
         self._stream.truncate(good_bytes)
@@ -215,6 +215,22 @@ class Journal:
                     records.append(None if records else json.loads(body))
                     good += len(line)
         return records, good
+
+
+def _could_be_torn(path: Path) -> bool:
+    """Whether a file without a whole record could be a journal's first record, cut off."""
+    with path.open("rb") as stream:
+        head = stream.read(10)
+    return all(byte in b"0123456789abcdef" for byte in head[:8]) and head[8:] in (b"", b" ", b" {")
+
+
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key}: was {old!r}, is {new!r}"
+        for part in ("stage", "config", "inputs")
+        for key, old, new in _differences(found.get(part), wanted.get(part), part)
+        if key not in ("config.out", "config.overwrite")
+    ]
 
 
 def _differences(old: Any, new: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:

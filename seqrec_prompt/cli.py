@@ -31,7 +31,7 @@ VERBS = {
         "      --time-column timestamp --split temporal --out runs/data",
     ),
     "pairs": Verb(
-        "seqrec_prompt.prompting.export",
+        "seqrec_prompt.finetuning.pairs",
         "PairsConfig",
         "write prompt-completion pairs as JSON lines, as TRL reads them",
         "seqrec-prompt pairs --data runs/data --out runs/pairs.jsonl",

@@ -39,7 +39,7 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, *, verb: str, descrip
     `--help` prints every field with its meaning and default. Raises ConfigError listing every bad key or value at once.
     """
     fields = dict(_walk(cls))
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"seqrec-prompt {verb}",
         description=description,
         epilog=f"example:\n  {example}" if example else None,
@@ -57,10 +57,10 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, *, verb: str, descrip
         name: None if value == "none" and _optional(fields[name]) else value for name, value in overrides.items()
     }
     flags = {f"--{_dashed(name)}" for name in fields} | {"--config"}
-    problems = [
-        _unknown(word.split("=")[0], flags) if word.startswith("--") else f"unexpected argument '{word}'"
-        for word in unknown
-    ]
+    # A word that follows an unknown flag is its value: one mistake, told once.
+    problems = [_unknown(word.split("=")[0], flags) for word in unknown if word.startswith("--")]
+    if unknown and not problems:
+        problems = [f"unexpected argument '{word}'" for word in unknown]
     if problems:
         raise ConfigError(_listing(problems))
     return load(cls, file, overrides, verb=verb)
@@ -87,19 +87,26 @@ def load(cls: type[C], file: Path | None = None, overrides: Mapping[str, Any] | 
 def _read_section(file: Path, verb: str, cls: type[Config]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file. --config names a YAML file.") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}. --config names a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: expected 'key: value' lines, found a {type(content).__name__}.")
-    if isinstance(content.get(verb), dict) and verb not in cls.model_fields:
-        return dict(content[verb])
-    if content and all(isinstance(v, dict) and k not in cls.model_fields for k, v in content.items()):
+    if verb in content and verb not in cls.model_fields and isinstance(content[verb], dict | None):
+        return dict(content[verb] or {})
+    if content and all(isinstance(v, dict | None) and k not in cls.model_fields for k, v in content.items()):
         raise ConfigError(f"{file}: has sections {', '.join(content)} but none named '{verb}'.")
     return content
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a bad command line like every other mistake."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ConfigError(f"{message}. See {self.prog} --help")
 
 
 def _walk(cls: type[Config], prefix: str = "") -> typing.Iterator[tuple[str, FieldInfo]]:
@@ -168,11 +175,15 @@ def _explain(cls: type[Config], error: Any) -> str:
         return f"'{key}' is missing: give --{_dashed(key)} or set it in the config file"
     if error["type"] == "value_error" and not key:
         return str(error["ctx"]["error"])
-    return f"'{key}' = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    wording = {"path_type": "not a path"}.get(error["type"], error["msg"].removeprefix("Value error, "))
+    return f"'{key}' = {error['input']!r}: {wording}"
 
 
 def _unknown(key: str, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    known = list(known)
+    # A key at the wrong level first, then a misspelt one.
+    near = [name for name in known if name.lstrip("-").split(".")[-1] == key.lstrip("-")]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"unknown setting '{key}'" + (f": did you mean '{near[0]}'?" if near else "; see --help")
 
 

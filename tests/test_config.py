@@ -216,7 +216,7 @@ def test_a_rule_over_several_fields_speaks_for_itself():
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        (None, "no such file"),
+        (None, "No such file"),
         ("- a\n- b\n", "expected 'key: value' lines, found a list"),
         ("just words", "expected 'key: value' lines, found a str"),
         ("flour: [", "not valid YAML"),

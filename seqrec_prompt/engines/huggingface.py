@@ -8,7 +8,6 @@ reordered for a branch, and the LM head runs only where a decision is read.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
@@ -72,19 +72,25 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def model_hash(model: str) -> str:
+def model_hash(model: str, revision: str | None = None) -> str:
     """Identity of a base model: SHA-256 of its config and of the layout and samples of its weights.
 
     Of each weights file the header and one kilobyte in every megabyte are read, which takes about a second for seven
-    billion parameters and differs between any two trainings. A hub name is resolved to its downloaded files.
+    billion parameters and differs between any two trainings. A hub name is resolved to its downloaded files. Raises
+    ModelError when there is no such model.
     """
     directory = Path(resolve(model))
     if not directory.is_dir():
-        from huggingface_hub import snapshot_download
-
-        directory = Path(snapshot_download(model, allow_patterns=["config.json", "*.safetensors"]))
+        try:
+            kept = snapshot_download(model, revision=revision, allow_patterns=["config.json", "*.safetensors"])
+        except (OSError, ValueError) as error:
+            raise ModelError(_cannot_load("model", model, error)) from None
+        directory = Path(kept)
+    weights = sorted(directory.glob("*.safetensors"))
+    if not (directory / "config.json").exists() or not weights:
+        raise ModelError(_cannot_load("model", model, FileNotFoundError("no config.json with safetensors weights")))
     digest = hashlib.sha256((directory / "config.json").read_bytes())
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in weights:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
         with file.open("rb") as stream:
@@ -240,11 +246,3 @@ def _cannot_load(what: str, model: str, error: Exception) -> str:
         f"Cannot load the {what} of '{model}': {reason}\n"
         "Give a hub name, a directory with config.json and safetensors weights, or 'smollm2'."
     )
-
-
-def read_adapter_base(adapter: Path) -> str:
-    """Name of the base model an adapter directory was trained on. Raises ModelError when it is no adapter."""
-    file = adapter / "adapter_config.json"
-    if not file.exists():
-        raise ModelError(f"{adapter} is not an adapter directory: it has no adapter_config.json.")
-    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from seqrec_prompt.artifacts import MANIFEST, hash_json, is_done, manifest, peek_manifest, write_json
+from seqrec_prompt.artifacts import MANIFEST, hash_json, is_done, manifest, peek_manifest, same, write_json
 from seqrec_prompt.config import Config
+from seqrec_prompt.errors import DataError
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 CHECKPOINTS, STARTED, LOG = "checkpoints", "started.json", "log.json"
@@ -22,7 +25,9 @@ class LoraConfig(Config):
     r: int = Field(16, ge=1, description="rank of the update")
     alpha: int = Field(32, ge=1, description="scale: the update is multiplied by alpha/r")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the update")
-    target_modules: str | tuple[str, ...] = Field("all-linear", description="layers that get an update")
+    target_modules: tuple[str, ...] = Field(
+        ("all-linear",), description="layers that get an update, by name; all-linear: every one but the LM head"
+    )
 
 
 class FinetuneConfig(Config):
@@ -69,44 +74,49 @@ def finetune(config: FinetuneConfig) -> Path:
     log.json. A stopped run goes on from its last checkpoint; a finished one is not repeated; a directory of another run
     is refused unless `overwrite`.
     """
+    from seqrec_prompt.data.dataset import Dataset
+
+    data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
+
     from accelerate import PartialState
 
-    from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.engines.huggingface import model_hash
 
-    main = PartialState().is_main_process
-    data = Dataset.load(config.data)
+    # TRL still sets the option by its old name, whatever this package does.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+    process = PartialState()
     inputs = {
         "data": data.hash,
         "catalog": data.catalog.hash,
         "template": hash_json(config.template.resolved()),
-        "model": model_hash(config.model),
+        "model": model_hash(config.model, config.revision),
     }
     wanted = manifest("finetune", config.resolved(), inputs)
     found = peek_manifest(config.out) or peek_manifest(config.out, STARTED)
     if is_done(config.out, found, wanted, overwrite=config.overwrite) and (config.out / MANIFEST).exists():
         print(f"already trained: {config.out}")
         return config.out
-    PartialState().wait_for_everyone()
-    if config.overwrite and main:
-        shutil.rmtree(config.out, ignore_errors=True)
-    if main:
+    process.wait_for_everyone()  # every process has looked before one writes
+    if process.is_main_process:
+        if config.overwrite and not _is_unfinished(config.out, wanted):
+            shutil.rmtree(config.out, ignore_errors=True)
         write_json(config.out / STARTED, wanted)
+    process.wait_for_everyone()
     started = time.monotonic()
     trainer, facts = _trainer(config, data)
     checkpoint = _last_checkpoint(config.out / CHECKPOINTS)
-    if main and checkpoint:
+    if process.is_main_process and checkpoint:
         print(f"going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
-    # The adapter names its base as the user did, not as a path of this machine.
-    trainer.accelerator.unwrap_model(trainer.model).peft_config["default"].base_model_name_or_path = config.model
     trainer.save_model(str(config.out))
-    if main:
+    if process.is_main_process:
+        _name_base(config.out, config.model)
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         facts |= {
             "steps": trainer.state.global_step,
             "seconds": round(time.monotonic() - started, 1),
             "loss": [entry["loss"] for entry in history[:1] + history[-1:]],
+            "dtype": str(trainer.model.dtype).removeprefix("torch."),
             "hardware": _hardware(),
         }
         write_json(config.out / LOG, trainer.state.log_history)
@@ -114,7 +124,7 @@ def finetune(config: FinetuneConfig) -> Path:
         shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
         (config.out / STARTED).unlink()
         print(_summary(config, facts))
-    PartialState().wait_for_everyone()
+    process.wait_for_everyone()
     return config.out
 
 
@@ -134,6 +144,8 @@ def _trainer(config: FinetuneConfig, data: Any) -> tuple[Any, dict[str, Any]]:
     trie = compile_trie(prompter.answers)
     objective = "last_item" if config.template.layout == "ask" else config.objective
     examples = windows(data.split.train, prompter, config.context, objective)
+    if not len(examples):
+        raise DataError(["no training examples: every train session has a single item"], "Prepare longer sessions.")
     facts = {"examples": len(examples), "trie": trie.describe()}
     print(f"{len(examples):,} training examples from {len(data.split.train):,} sessions; {trie.describe()}")
     arguments = SFTConfig(
@@ -162,9 +174,7 @@ def _trainer(config: FinetuneConfig, data: Any) -> tuple[Any, dict[str, Any]]:
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
-        target_modules=config.lora.target_modules
-        if isinstance(config.lora.target_modules, str)
-        else list(config.lora.target_modules),
+        target_modules=names[0] if (names := list(config.lora.target_modules)) == ["all-linear"] else names,
         task_type="CAUSAL_LM",
     )
     options: dict[str, Any] = {"trie": trie} if config.objective == "catalog" else {}
@@ -180,10 +190,25 @@ def _trainer(config: FinetuneConfig, data: Any) -> tuple[Any, dict[str, Any]]:
     return trainer, facts
 
 
-def _last_checkpoint(directory: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
+def _is_unfinished(out: Path, wanted: dict[str, Any]) -> bool:
+    """Whether `out` holds the beginning of this very run: then there is nothing to overwrite, it goes on."""
+    started = peek_manifest(out, STARTED)
+    if started is None or (out / MANIFEST).exists():
+        return False
+    return same(started, wanted)
 
-    return get_last_checkpoint(str(directory)) if directory.is_dir() else None
+
+def _last_checkpoint(directory: Path) -> str | None:
+    """The newest complete checkpoint: its trainer state is written last, a torn one lacks it."""
+    complete = [file.parent for file in directory.glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+
+
+def _name_base(out: Path, model: str) -> None:
+    """Let the adapter name its base as the user did: PEFT writes where this machine keeps it."""
+    file = out / "adapter_config.json"
+    write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": model})
+    (out / "README.md").unlink(missing_ok=True)  # PEFT's card names that place too, and says nothing else
 
 
 def _hardware() -> str:

@@ -29,7 +29,9 @@ class RecommendConfig(Config):
     out: Path = Field(description="Parquet file to write")
     model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled)")
     revision: str | None = Field(None, description="revision of a hub model")
-    adapter: Path | None = Field(None, description="adapter made by 'finetune'; without it the model is used as it is")
+    adapter: Path | None = Field(
+        None, description="adapter made by 'finetune', which brings its template; without it the model is used as it is"
+    )
     k: int = Field(20, ge=1, description="items a session")
     max_sessions: int | None = Field(None, ge=1, description="only this many test sessions, drawn with --seed")
     exclude_seen: bool = Field(False, description="leave out the items of the session itself")
@@ -49,11 +51,13 @@ def recommend(config: RecommendConfig) -> Path:
     all are done.
     """
     from seqrec_prompt.data.dataset import Dataset
-    from seqrec_prompt.engines.huggingface import model_hash
     from seqrec_prompt.recommenders import files
 
-    data = Dataset.load(config.data)
-    template, inputs = _template(config, model_hash(config.model))
+    data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
+
+    from seqrec_prompt.engines.huggingface import model_hash
+
+    template, inputs = _template(config, model_hash(config.model, config.revision))
     inputs |= {"data": data.hash, "template": hash_json(template.resolved())}
     wanted = manifest("recommend", config.resolved(), inputs)
     found = files.read_file_manifest(config.out)

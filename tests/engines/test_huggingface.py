@@ -11,7 +11,7 @@ from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.decoding.search import search
 from seqrec_prompt.decoding.trie import TokenLists, compile_trie
-from seqrec_prompt.engines.huggingface import HuggingFaceEngine, load_tokenizer, model_hash, read_adapter_base
+from seqrec_prompt.engines.huggingface import HuggingFaceEngine, load_tokenizer, model_hash
 from seqrec_prompt.errors import ModelError
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
@@ -199,9 +199,10 @@ def test_a_missing_model_is_an_error_with_the_next_step(load, tmp_path):
         load(str(tmp_path / "absent"))
 
 
-def test_the_base_of_what_is_no_adapter_is_an_error(tmp_path):
-    with pytest.raises(ModelError, match=r"adapter_config\.json"):
-        read_adapter_base(tmp_path)
+def test_a_directory_without_weights_has_no_hash(tiny_model, tmp_path):
+    (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    with pytest.raises(ModelError, match="safetensors"):
+        model_hash(str(tmp_path))
 
 
 def test_loading_what_is_no_adapter_is_an_error(tiny_model, tmp_path):
