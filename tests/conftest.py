@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny import build_catalog, save_tiny_model
 
 from seqrec_prompt.artifacts import hash_json, manifest
@@ -63,3 +64,12 @@ def dataset_dir(tmp_path_factory, catalog) -> Path:
     directory = tmp_path_factory.mktemp("dataset")
     Dataset(catalog, split, manifest("prepare", {}, {}, {"hash": hash_json("tiny")})).save(directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """torch on one thread: hundreds of tiny forwards are many times slower on two when the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

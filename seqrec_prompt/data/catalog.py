@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -89,6 +90,8 @@ class Catalog:
 
 
 def one_line(text: str) -> str:
-    """Decode HTML entities, drop control characters, fold every run of white space to one space."""
-    text = " ".join(html.unescape(text).split())
-    return text if text.isprintable() else "".join(c for c in text if not ("\x00" <= c < " " or "\x7f" <= c < "\xa0"))
+    """Decode HTML entities, read control characters as white space, fold every run of it to one space."""
+    text = html.unescape(text)
+    if not text.isprintable():
+        text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
+    return " ".join(text.split())

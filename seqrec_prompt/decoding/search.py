@@ -108,7 +108,7 @@ def search(
         rounds[np.unique(chosen.session)] += 1
         _expand(engine, trie, allowed, done, open_, chosen.session, chosen.node, chosen.score, slots)
     np.maximum.at(pruned, open_.session, open_.score)
-    return _result(trie, allowed, done, pruned, k, 1 - outside, Counts(rounds, spent))
+    return _result(trie, allowed, done, pruned, k, np.maximum(1 - outside, 0), Counts(rounds, spent))
 
 
 def _expand(
@@ -199,29 +199,29 @@ class _Allowed:
 
 
 class _Pool:
-    """Prefixes of many sessions as parallel arrays: session, trie node, score, slot of the parent, items below."""
+    """Prefixes of many sessions as parallel arrays; `slot` is the parent's, `weight` the number of items below."""
 
     def __init__(self, n: int) -> None:
         self.n = n
-        self.session = self.node = self.slot = self.items = np.empty(0, np.int64)
+        self.session = self.node = self.slot = self.weight = np.empty(0, np.int64)
         self.score = np.empty(0)
 
-    def add(self, session: LongArray, node: LongArray, score: FloatArray, slot: LongArray, items: LongArray) -> None:
+    def add(self, session: LongArray, node: LongArray, score: FloatArray, slot: LongArray, weight: LongArray) -> None:
         self.session = np.concatenate([self.session, session])
         self.node = np.concatenate([self.node, node])
         self.score = np.concatenate([self.score, score])
         self.slot = np.concatenate([self.slot, slot])
-        self.items = np.concatenate([self.items, items])
+        self.weight = np.concatenate([self.weight, weight])
 
     def keep(self, which: npt.NDArray[np.bool_] | LongArray) -> None:
         self.session, self.node, self.slot = self.session[which], self.node[which], self.slot[which]
-        self.score, self.items = self.score[which], self.items[which]
+        self.score, self.weight = self.score[which], self.weight[which]
 
     def kth_score(self, k: int) -> FloatArray:
         """(sessions,) score of each session's k-th best item; -inf while there are fewer."""
         order = np.lexsort((-self.score, self.session))
-        session, items = self.session[order], self.items[order]
-        total = np.cumsum(items)
+        session = self.session[order]
+        total = np.cumsum(self.weight[order])
         before = np.concatenate([[0], total])[np.searchsorted(session, np.arange(self.n))]
         reached = total - before[session] >= k
         worst = np.full(self.n, -np.inf)
@@ -237,7 +237,7 @@ class _Pool:
         fits = total[1:] - total[first[session]] <= room[session]
         best = order[(np.arange(len(order)) - first[session] < width) & fits]
         chosen = _Pool(self.n)
-        chosen.add(self.session[best], self.node[best], self.score[best], self.slot[best], self.items[best])
+        chosen.add(self.session[best], self.node[best], self.score[best], self.slot[best], self.weight[best])
         rest = np.ones(len(order), np.bool_)
         rest[best] = False
         self.keep(rest)

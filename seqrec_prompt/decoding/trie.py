@@ -1,6 +1,6 @@
 """The catalog's token sequences as a radix trie in flat arrays.
 
-A node is a branching point or a leaf; the tokens between two nodes are forced and stored once, in the leaves'
+A node is the root, a branching point or a leaf; the tokens between two nodes are forced and stored once, in the leaves'
 sequences. Only branching points need a decision, so a title of twenty tokens costs about three.
 """
 

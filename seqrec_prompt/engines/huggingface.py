@@ -8,6 +8,7 @@ reordered for a branch, and the LM head runs only where a decision is read.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,8 @@ def device() -> torch.device:
 def model_hash(model: str, revision: str | None = None) -> str:
     """Identity of a base model: SHA-256 of its config and of the layout and samples of its weights.
 
-    Of each weights file the header and one kilobyte in every megabyte are read, which takes about a second for seven
-    billion parameters and differs between any two trainings. A hub name is resolved to its downloaded files. Raises
+    Of each tensor the first kilobyte of every megabyte is read, which takes about a second for seven billion
+    parameters and differs between any two trainings. A hub name is resolved to its downloaded files. Raises
     ModelError when there is no such model.
     """
     directory = Path(resolve(model))
@@ -91,14 +92,16 @@ def model_hash(model: str, revision: str | None = None) -> str:
         raise ModelError(_cannot_load("model", model, FileNotFoundError("no config.json with safetensors weights")))
     digest = hashlib.sha256((directory / "config.json").read_bytes())
     for file in weights:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
+        # Layout of safetensors: eight bytes with the header's size, a JSON header with each tensor's range, the data.
         with file.open("rb") as stream:
-            header = int.from_bytes(stream.read(8), "little")
-            digest.update(stream.read(header))
-            for at in range(8 + header, size, 1 << 20):
-                stream.seek(at)
-                digest.update(stream.read(1 << 10))
+            size = int.from_bytes(stream.read(8), "little")
+            header = stream.read(size)
+            digest.update(file.name.encode() + header)
+            tensors = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
+            for begin, end in sorted(tensors):
+                for at in range(begin, end, 1 << 20):
+                    stream.seek(8 + size + at)
+                    digest.update(stream.read(min(1 << 10, end - at)))
     return digest.hexdigest()
 
 
@@ -124,7 +127,7 @@ class HuggingFaceEngine:
         self.body = model.base_model
         self.head = model.get_output_embeddings()
         self.device = next(model.parameters()).device
-        self.context = int(getattr(model.config, "max_position_embeddings", None) or 4096)
+        self.context = _context(model.config)
         self._tree: _Tree | None = None
         self._check()
 
@@ -135,13 +138,14 @@ class HuggingFaceEngine:
         """Load a base model, merge a LoRA adapter into it in float32 if one is given, and move it to the device."""
         loaded = load_model(model, torch.float32 if adapter else torch_dtype(dtype), revision)
         if adapter is not None:
-            loaded = PeftModel.from_pretrained(loaded, str(adapter)).merge_and_unload()
+            loaded = _with_adapter(loaded, adapter)
         return cls(loaded.to(device=device(), dtype=torch_dtype(dtype)), load_tokenizer(model, revision))
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[IntArray]) -> LongArray:
         """Read the prompts, right-padded to one batch; slots 0..n-1 are their last tokens."""
         lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+        self._require_room(lengths)
         columns = int(lengths.max())
         ids = np.zeros((len(prompts), columns), np.int64)
         ids[np.arange(columns) < lengths[:, None]] = np.concatenate(prompts)
@@ -157,6 +161,7 @@ class HuggingFaceEngine:
     def extend(self, session: LongArray, slot: LongArray, runs: TokenLists) -> LongArray:
         """Read every run after its slot, in one forward for all sessions."""
         tree = self._begun()
+        self._require_room(tree.length[slot] + runs.lengths)
         self._drop_finished(tree, session)
         row_of_run = np.searchsorted(tree.rows, session)
         # Place the tokens of all runs of a row side by side: (rows, columns) with padding at the end.
@@ -220,6 +225,13 @@ class HuggingFaceEngine:
             tree.cache.batch_select_indices(self._tensor(np.searchsorted(tree.rows, going)))
             tree.rows = going
 
+    def _require_room(self, lengths: LongArray) -> None:
+        if lengths.max() > self.context:
+            raise ModelError(
+                f"A prompt with its title takes {lengths.max()} tokens, but {type(self.model).__name__} is read "
+                f"here up to {self.context}. Shorten prompts with --context {self.context}."
+            )
+
     def _begun(self) -> _Tree:
         if self._tree is None:
             raise RuntimeError("prefill comes first")
@@ -238,6 +250,25 @@ class HuggingFaceEngine:
                 f"{type(self.model).__name__} changes its logits after the LM head, which constrained decoding "
                 "here does not support. Choose a model such as Llama, Qwen, Mistral or SmolLM."
             )
+
+
+def _context(config: Any) -> int:
+    """Most tokens the engine reads. The tree's mask knows no sliding window: up to its width there is none."""
+    context = int(getattr(config, "max_position_embeddings", None) or 4096)
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    return min(context, int(window)) if window and slides else context
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    """Merge a LoRA adapter into its base model."""
+    try:
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"Cannot load the adapter {adapter}: {reason}\nGive a directory that 'finetune' made."
+        ) from None
 
 
 def _cannot_load(what: str, model: str, error: Exception) -> str:

