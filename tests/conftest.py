@@ -66,7 +66,7 @@ def dataset_dir(tmp_path_factory, catalog) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """torch on one thread: hundreds of tiny forwards are many times slower on two when the machine is busy."""
     threads = torch.get_num_threads()

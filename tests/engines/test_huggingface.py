@@ -16,7 +16,6 @@ from seqrec_prompt.errors import ModelError
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SESSIONS = [[0], [3, 1, 2], [], [9, 5], [12, 11, 8, 7, 6], [4] * 9, [20, 21], [29, 14, 15, 16]]
 
 

