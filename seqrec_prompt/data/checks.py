@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from seqrec_prompt.data.catalog import IntArray
 from seqrec_prompt.data.problems import Problems, mask_of, plural, shorten
-from seqrec_prompt.data.readers import Source, Table
+from seqrec_prompt.data.tables import Source, Table
 from seqrec_prompt.data.times import FORMS, Times, TimeUnit, parse_times
 from seqrec_prompt.errors import DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seqrec_prompt.artifacts import hash_file, hash_json
-from seqrec_prompt.data.readers import Table, as_text_table
+from seqrec_prompt.data.tables import Table, as_text_table
 from seqrec_prompt.errors import DataError
 
 

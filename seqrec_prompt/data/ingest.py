@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from seqrec_prompt.data.catalog import Catalog, IntArray
 from seqrec_prompt.data.checks import CheckedTable, encode
 from seqrec_prompt.data.problems import Problems
-from seqrec_prompt.data.readers import Source
 from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.data.tables import Source
 from seqrec_prompt.data.times import TimeUnit
 from seqrec_prompt.errors import DataError
 

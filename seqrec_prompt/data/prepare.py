@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from seqrec_prompt.data.catalog import Catalog
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.data.ingest import Log
-    from seqrec_prompt.data.readers import Source
     from seqrec_prompt.data.sessions import Holdout, Sessions, Split
+    from seqrec_prompt.data.tables import Source
 
 _FILES = ("interactions", "items", "sessions")
 
