@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +26,15 @@ SHOWN_IDS = 3
 class Row:
     """One recommender of the comparison, its lists in the order of the holdout.
 
-    path and sha256: the file it came from, None for a baseline. certified: whether the file says which lists are
-    proven exact.
+    path and sha256: the file it came from, None for a baseline. manifest: how 'recommend' made it, {} for others; only
+    such a file tells which lists are proven exact.
     """
 
     name: str
     lists: Recommendations
     path: Path | None = None
     sha256: str | None = None
-    certified: bool = False
+    manifest: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ def load_comparison(paths: Sequence[Path], data: Path, dataset: Dataset, taken_n
     where = [np.array([position[session_id] for session_id in file.lists.session_ids]) for file in files]
     names = row_names(paths, taken_names)
     rows = [
-        Row(name, take(file.lists, np.argsort(order)), file.path, hash_file(file.path), bool(file.manifest))
+        Row(name, take(file.lists, np.argsort(order)), file.path, hash_file(file.path), file.manifest)
         for name, file, order in zip(names, files, where, strict=True)
     ]
     return Comparison(dataset.split.test.take(np.sort(where[0])), rows, exclude_seen)

@@ -94,8 +94,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         last = len(comparison.rows) - 1
         shown = (rows[last].name, rows[last].lists, comparison.holdout, metrics[last].ranks)
         print("\n" + examples(*shown, dataset.catalog, config.examples))
-    print("wrote " + ", ".join(str(config.out / name) for name in OUTPUTS))
+    print(_places(config, comparison))
     return result
+
+
+def _places(config: EvaluateConfig, comparison: Comparison) -> str:
+    """Say where everything that went into the table lies, and what came out."""
+    places = [("data", str(config.data))]
+    for row in comparison.rows:
+        adapter = row.manifest.get("config", {}).get("adapter")
+        places.append((row.name, f"{row.path}  (adapter: {adapter})" if adapter else str(row.path)))
+    places += [("wrote", str(config.out / name)) for name in OUTPUTS]
+    width = max(len(name) for name, _ in places)
+    return "\n".join(["files", *(f"  {name:<{width}}  {place}" for name, place in places)])
 
 
 def _own_output(out: Path) -> dict[str, Any] | None:
@@ -161,7 +172,7 @@ def _result(
             # Reading refused ids outside the catalog, and the comparison refused repeated items.
             lists |= {"valid": 1.0, "distinct": 1.0}
             shares = ["valid 100%", "distinct 100%"]
-            if row.certified:
+            if row.manifest:
                 lists["certified"] = float(row.lists.certified.mean())
                 shares.append(f"certified {lists['certified']:.1%}")
             notes.append(f"{row.name}: {', '.join(shares)}.")
