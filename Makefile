@@ -12,7 +12,7 @@ SEQREC = $(VENV)/bin/seqrec-prompt
 
 quickstart: $(VENV)/installed
 	$(SEQREC) prepare --config $(CONFIG) --out $(RUN)/data
-	$(VENV)/bin/accelerate launch --config_file recipes/accelerate/one_process.yaml recipes/finetune.py \
+	$(VENV)/bin/accelerate launch --quiet --config_file recipes/accelerate/one_process.yaml recipes/finetune.py \
 	  --config $(CONFIG) --data $(RUN)/data --out $(RUN)/adapter --seed $(SEED)
 	$(SEQREC) recommend --config $(CONFIG) --data $(RUN)/data --out $(RUN)/untuned.parquet
 	$(SEQREC) recommend --config $(CONFIG) --data $(RUN)/data --adapter $(RUN)/adapter --out $(RUN)/tuned.parquet

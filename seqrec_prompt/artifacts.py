@@ -54,9 +54,13 @@ def staged_directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _sync(file)
         staged.chmod(0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        staged.replace(path)
+        if path.exists():  # what was there goes only after the new stands in its place
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+            path.replace(old)
+            staged.replace(path)
+            shutil.rmtree(old)
+        else:
+            staged.replace(path)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -89,15 +93,18 @@ def manifest(
 def read_manifest(directory: Path, made_by: str) -> dict[str, Any]:
     """Read the manifest of `directory`; ArtifactError says which verb makes such a directory when it is none."""
     try:
-        value = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        value: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         known = "is not a directory" if not directory.is_dir() else f"has no {MANIFEST}"
-        raise ArtifactError(f"{directory} {known}. Make it with: seqrec-prompt {made_by} --out {directory}") from None
-    except json.JSONDecodeError as error:
+        raise ArtifactError(
+            f"{directory} {known}; expected a directory made by '{made_by}'. See: seqrec-prompt {made_by} --help"
+        ) from None
+    except ValueError as error:
         raise ArtifactError(
             f"{directory / MANIFEST} is damaged ({error}). Run 'seqrec-prompt {made_by}' again."
         ) from None
-    if not isinstance(value, dict) or value.get("stage") != made_by:
+    complete = isinstance(value, dict) and all(key in value for key in ("config", "inputs", "facts", "created"))
+    if not complete or value.get("stage") != made_by:
         raise ArtifactError(f"{directory} was not made by 'seqrec-prompt {made_by}'.")
     return value
 
@@ -112,6 +119,8 @@ def is_done(path: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, An
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             raise ArtifactError(f"{path} exists and was not made by seqrec_prompt. Choose another --out.")
         return False
+    if found.get("stage") != wanted["stage"]:
+        raise ArtifactError(f"{path} exists and was not made by '{wanted['stage']}'. Choose another --out.")
     if overwrite:
         return False
     if differing := _differing(found, wanted):
@@ -121,6 +130,13 @@ def is_done(path: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, An
             + "\nChoose another --out, or --overwrite."
         )
     return True
+
+
+def refuse_inputs_inside(out: Path, inputs: Mapping[str, str | Path | None]) -> None:
+    """Raise ArtifactError when an input lies in the directory `out`, which a stage may replace as a whole."""
+    for name, place in inputs.items():
+        if place is not None and Path(place).exists() and Path(place).resolve().is_relative_to(out.resolve()):
+            raise ArtifactError(f"'{name}' = {place} lies inside 'out' = {out}, which would be replaced.")
 
 
 def same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -137,7 +153,7 @@ def peek_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any] | Non
         return None
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
@@ -170,6 +186,8 @@ class Journal:
         records, good_bytes = self._replay()
         if path.exists() and not records and path.stat().st_size and not _could_be_torn(path):
             raise ArtifactError(f"{path} is not a journal of seqrec_prompt. Move it away.")
+        if len(records) == 1:  # begun, but nothing is done: another setting may begin it
+            records, good_bytes = [], 0
         if records and not is_done(path, records[0], identity, overwrite=overwrite and not same(records[0], identity)):
             records, good_bytes = [], 0
         self.count = max(0, len(records) - 1)
@@ -225,11 +243,13 @@ def _could_be_torn(path: Path) -> bool:
 
 
 def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    # Where an input lies is not what it is: its hash is compared.
+    places = {f"config.{name}" for name in set(found.get("inputs", {})) & set(wanted.get("inputs", {}))}
     return [
         f"{key}: was {old!r}, is {new!r}"
         for part in ("stage", "config", "inputs")
         for key, old, new in _differences(found.get(part), wanted.get(part), part)
-        if key not in ("config.out", "config.overwrite")
+        if key not in {"config.out", "config.overwrite"} | places
     ]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,17 +78,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(verb: str, argv: Sequence[str] | None = None) -> int:
     """Parse the arguments of `verb` (default: this process's), call it, and turn errors into an exit code."""
-    from seqrec_prompt.config import parse
-
-    entry = VERBS[verb]
-    module = importlib.import_module(entry.module)
+    # A polite stop (kill, a shutdown) ends like Ctrl-C: clean, and to be gone on with.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        from seqrec_prompt.config import parse
+
+        entry = VERBS[verb]
+        module = importlib.import_module(entry.module)
         config = parse(
             getattr(module, entry.config), argv, verb=verb, description=_sentence(entry.summary), example=entry.example
         )
         getattr(module, verb)(config)
     except SeqrecError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except OSError as error:  # a full disk, a place that may not be written to
+        print(f"error: {error.filename or verb}: {error.strerror or error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted. Run the same command again to go on.", file=sys.stderr)

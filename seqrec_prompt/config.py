@@ -26,7 +26,7 @@ C = TypeVar("C", bound="Config")
 class Config(BaseModel):
     """Base of all configurations: immutable, no unknown keys, defaults validated too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     def resolved(self) -> dict[str, Any]:
         """Return every setting, defaults included, as JSON values."""
@@ -98,7 +98,7 @@ def _read_section(file: Path, verb: str, cls: type[Config]) -> dict[str, Any]:
     if verb in content and verb not in cls.model_fields and isinstance(content[verb], dict | None):
         return dict(content[verb] or {})
     if content and all(isinstance(v, dict | None) and k not in cls.model_fields for k, v in content.items()):
-        raise ConfigError(f"{file}: has sections {', '.join(content)} but none named '{verb}'.")
+        raise ConfigError(f"{file}: has sections {', '.join(map(str, content))} but none named '{verb}'.")
     return content
 
 

@@ -238,7 +238,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
         )
     with pytest.raises(ArtifactError, match=r"inputs\.eggs: was 'abc', is 'changed'"):
         is_done(tmp_path, IDENTITY, IDENTITY | {"inputs": {"eggs": "changed"}}, overwrite=False)
-    with pytest.raises(ArtifactError, match="stage: was 'bake', is 'fry'"):
+    with pytest.raises(ArtifactError, match=r"was not made by 'fry'\. Choose another --out"):
         is_done(tmp_path, IDENTITY, IDENTITY | {"stage": "fry"}, overwrite=False)
 
 
@@ -252,7 +252,7 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "has no manifest.json. Make it with: seqrec-prompt bake --out"),
+        (None, "has no manifest.json; expected a directory made by 'bake'"),
         ("{torn", r"manifest.json is damaged .*Run 'seqrec-prompt bake' again"),
         ("[1]", "was not made by 'seqrec-prompt bake'"),
         ('{"stage": "fry"}', "was not made by 'seqrec-prompt bake'"),
@@ -263,7 +263,9 @@ def test_a_manifest_that_is_none_is_explained(tmp_path, content, message):
         (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(ArtifactError, match=message):
         read_manifest(tmp_path, "bake")
-    with pytest.raises(ArtifactError, match=r"/no is not a directory\. Make it with: seqrec-prompt bake --out"):
+    with pytest.raises(
+        ArtifactError, match=r"/no is not a directory; expected .* by 'bake'\. See: seqrec-prompt bake --help"
+    ):
         read_manifest(tmp_path / "no", "bake")
 
 

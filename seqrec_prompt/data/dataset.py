@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from seqrec_prompt.artifacts import MANIFEST, hash_json, read_manifest, write_json
 from seqrec_prompt.data.catalog import Catalog
@@ -60,5 +61,5 @@ class Dataset:
                 load_holdout(validation) if validation.exists() else None,
             )
             return cls(Catalog.load(directory / CATALOG), split, manifest)
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, pa.ArrowException) as error:
             raise ArtifactError(f"{directory} is incomplete ({error}). Run 'seqrec-prompt prepare' again.") from None

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from seqrec_prompt.artifacts import hash_json, is_done, manifest, peek_manifest, staged_directory
+from seqrec_prompt.artifacts import hash_json, is_done, manifest, peek_manifest, refuse_inputs_inside, staged_directory
 from seqrec_prompt.config import Config
-from seqrec_prompt.errors import ConfigError
+from seqrec_prompt.errors import ArtifactError
 
 # numpy and pyarrow are imported where they are used: `--help` imports this module.
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class PrepareConfig(Config):
     def _fits_together(self) -> PrepareConfig:
         if self.split == "temporal" and self.time_column is None:
             raise ValueError("split 'temporal' needs --time-column (or choose --split leave_one_out or column)")
+        if {"item_id", "title"} & set(self.attribute_columns):
+            raise ValueError("'attribute_columns' cannot be named item_id or title: every item has these already")
         if self.split_column and self.split != "column":
             raise ValueError(f"'split_column' is used only by split 'column', not by '{self.split}'")
         return self
@@ -254,10 +256,8 @@ def _tied_share(test: Holdout) -> float:
 def _refuse_unsafe_out(out: Path, places: dict[str, str]) -> None:
     """Refuse to write over a file, or where an input lies: the directory is replaced as a whole."""
     if out.is_file():
-        raise ConfigError(f"'out' = {out} is a file; name a directory.")
-    for name, place in places.items():
-        if Path(place).exists() and Path(place).resolve().is_relative_to(out.resolve()):
-            raise ConfigError(f"'{name}' = {place} lies inside 'out' = {out}, which would be replaced.")
+        raise ArtifactError(f"'out' = {out} is a file; name a directory.")
+    refuse_inputs_inside(out, places)
 
 
 def _open_all(places: dict[str, str]) -> dict[str, Source]:

@@ -68,13 +68,18 @@ class DelimitedFile:
         if repeated:
             raise DataError([f"{self.name}: row 1: column '{name}' appears more than once" for name in repeated])
         skipped: list[tuple[int, int, int]] = []
+        broken: list[int] = []
 
         def skip(row: Any) -> str:
+            if "\n" in row.text:  # one quote too many made a cell of several lines
+                broken.append(row.number)
             skipped.append((row.number, row.expected_columns, row.actual_columns))
             return "skip"
 
         names = {name: self._header[self.columns.index(name)] for name in dict.fromkeys(wanted)}
         table = self._parse(list(dict.fromkeys([*names.values(), self._header[-1]])), skip)
+        if broken:
+            raise DataError([f'{self.name}: row {broken[0]}: a quote (") opened in this row is not closed in it.'])
         total = table.num_rows + len(skipped)
         numbers = np.setdiff1d(np.arange(2, total + 2), [row for row, _, _ in skipped])
         self._refuse_open_quote(table, numbers)

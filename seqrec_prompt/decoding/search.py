@@ -92,7 +92,7 @@ def search(
 
     slots = engine.prefill(prompts)
     sessions = np.arange(n)
-    outside = _expand(engine, trie, allowed, done, open_, sessions, np.zeros(n, np.int64), np.zeros(n), slots)
+    inside = _expand(engine, trie, allowed, done, open_, sessions, np.zeros(n, np.int64), np.zeros(n), slots)
     while True:
         worst = done.kth_score(k)
         hopeful = open_.score > worst[open_.session]
@@ -108,7 +108,7 @@ def search(
         rounds[np.unique(chosen.session)] += 1
         _expand(engine, trie, allowed, done, open_, chosen.session, chosen.node, chosen.score, slots)
     np.maximum.at(pruned, open_.session, open_.score)
-    return _result(trie, allowed, done, pruned, k, np.maximum(1 - outside, 0), Counts(rounds, spent))
+    return _result(trie, allowed, done, pruned, k, np.maximum(1 - inside, 0), Counts(rounds, spent))
 
 
 def _expand(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from seqrec_prompt.errors import ModelError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 transformers_logging.disable_progress_bar()  # loading takes a second; the bar that counts is the caller's
+# TRL still sets this option by its old name, whatever this package does.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")
 # Rows of the LM head computed at once: bounds the logits to about 64 MB at any vocabulary.
 LOGITS_ELEMENTS = 1 << 24
 
@@ -74,7 +78,7 @@ def device() -> torch.device:
 
 
 def model_hash(model: str, revision: str | None = None) -> str:
-    """Identity of a base model: SHA-256 of its config and of the layout and samples of its weights.
+    """Identity of a base model: SHA-256 of its config, its tokenizer, and the layout and samples of its weights.
 
     Of each tensor the first kilobyte of every megabyte is read, which takes about a second for seven billion
     parameters and differs between any two trainings. A hub name is resolved to its downloaded files. Raises
@@ -83,21 +87,32 @@ def model_hash(model: str, revision: str | None = None) -> str:
     directory = Path(resolve(model))
     if not directory.is_dir():
         try:
-            kept = snapshot_download(model, revision=revision, allow_patterns=["config.json", "*.safetensors"])
+            kept = snapshot_download(
+                model, revision=revision, allow_patterns=["config.json", "*.safetensors", *TOKENIZER]
+            )
         except (OSError, ValueError) as error:
             raise ModelError(_cannot_load("model", model, error)) from None
         directory = Path(kept)
     weights = sorted(directory.glob("*.safetensors"))
     if not (directory / "config.json").exists() or not weights:
         raise ModelError(_cannot_load("model", model, FileNotFoundError("no config.json with safetensors weights")))
-    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    digest = hashlib.sha256()
+    for name in ("config.json", *TOKENIZER):
+        if (directory / name).exists():
+            digest.update(name.encode() + (directory / name).read_bytes())
     for file in weights:
         # Layout of safetensors: eight bytes with the header's size, a JSON header with each tensor's range, the data.
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            header = stream.read(size)
+            header = stream.read(min(size, file.stat().st_size))
+            try:
+                entries = json.loads(header).items()
+            except ValueError:
+                raise ModelError(f"{file} is not a safetensors file (a pointer? try: git lfs pull).") from None
             digest.update(file.name.encode() + header)
-            tensors = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
+            tensors = [entry["data_offsets"] for name, entry in entries if name != "__metadata__"]
+            if 8 + size + max((end for _, end in tensors), default=0) != file.stat().st_size:
+                raise ModelError(f"{file} is cut off or damaged. Download or convert the model again.")
             for begin, end in sorted(tensors):
                 for at in range(begin, end, 1 << 20):
                     stream.seek(8 + size + at)
@@ -245,6 +260,10 @@ class HuggingFaceEngine:
         """Make sure that body and head, run apart, are this model: some architectures scale or cap their logits."""
         ids = torch.arange(4, device=self.device)[None] + 5
         apart = self.head(self.body(input_ids=ids).last_hidden_state)
+        if not apart.isfinite().all():
+            raise ModelError(
+                "The model's logits are not finite: its weights, or the adapter's, are damaged or diverged."
+            )
         if not torch.equal(apart, self.model(input_ids=ids).logits):
             raise ModelError(
                 f"{type(self.model).__name__} changes its logits after the LM head, which constrained decoding "

@@ -47,6 +47,11 @@ class EvaluateConfig(Config):
     examples: int = Field(0, ge=0, description="example sessions to show, with the lists of the last file")
     overwrite: bool = Field(False, description="replace an evaluation made with other settings")
 
+    @field_validator("recommendations", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("cutoffs")
     @classmethod
     def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:

@@ -47,8 +47,10 @@ def windows(sessions: Sessions, prompter: Prompter, context: int, objective: Obj
                 used += sizes[stop]
                 stop += 1
             if stop - start < 2:
+                (one, other), tokens = sessions.items[start : start + 2].tolist(), sum(sizes[start : start + 2])
                 raise TemplateError(
-                    f"Two titles do not fit a context of {context} tokens. Raise the context length (--context)."
+                    f"The titles of items {one} and {other} of the catalog, {tokens} tokens, and the template do not "
+                    f"fit a context of {context} tokens. Raise it with --context."
                 )
             starts.append(start)
             stops.append(stop)

@@ -6,15 +6,23 @@ import json
 import os
 import shutil
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from seqrec_prompt.artifacts import MANIFEST, hash_json, is_done, manifest, peek_manifest, same, write_json
+from seqrec_prompt.artifacts import (
+    MANIFEST,
+    hash_json,
+    is_done,
+    manifest,
+    peek_manifest,
+    refuse_inputs_inside,
+    same,
+    write_json,
+)
 from seqrec_prompt.config import Config
-from seqrec_prompt.errors import DataError
+from seqrec_prompt.errors import ConfigError, DataError, ModelError
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 CHECKPOINTS, STARTED, LOG = "checkpoints", "started.json", "log.json"
@@ -52,13 +60,15 @@ class FinetuneConfig(Config):
     gradient_accumulation: int = Field(1, ge=1, description="batches summed before a step")
     learning_rate: float = Field(5e-4, gt=0, description="peak learning rate (AdamW)")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps that warm up")
-    scheduler: str = Field("linear", description="learning-rate schedule of transformers, e.g. linear or cosine")
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="learning rate over the steps"
+    )
     gradient_checkpointing: bool = Field(False, description="less memory, about a third slower")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the frozen base model")
-    save_steps: int = Field(200, ge=1, description="steps between checkpoints; training goes on from the last one")
+    save_steps: int = Field(20, ge=1, description="steps between checkpoints; training goes on from the last one")
     logging_steps: int = Field(10, ge=1, description="steps between log lines")
-    report_to: str = Field("none", description="none, tensorboard, wandb or trackio")
-    seed: int = Field(0, description="order of the examples and start of the adapter")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field("none", description="where losses are sent")
+    seed: int = Field(0, ge=0, lt=2**32, description="order of the examples and start of the adapter")
     overwrite: bool = Field(False, description="begin again although the output directory holds another run")
 
     @model_validator(mode="after")
@@ -77,14 +87,13 @@ def finetune(config: FinetuneConfig) -> Path:
     """
     from seqrec_prompt.data.dataset import Dataset
 
+    refuse_inputs_inside(config.out, {"data": config.data, "model": config.model})
     data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
 
     from accelerate import PartialState
 
     from seqrec_prompt.engines.huggingface import model_hash
 
-    # TRL still sets the option by its old name, whatever this package does.
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
     _use_all_cores()
     process = PartialState()
     inputs = {
@@ -99,20 +108,22 @@ def finetune(config: FinetuneConfig) -> Path:
         print(f"already trained: {config.out}")
         return config.out
     process.wait_for_everyone()  # every process has looked before one writes
-    if process.is_main_process:
-        if config.overwrite and not _is_unfinished(config.out, wanted):
-            shutil.rmtree(config.out, ignore_errors=True)
-        write_json(config.out / STARTED, wanted)
+    if process.is_main_process and config.overwrite and not _is_unfinished(config.out, wanted):
+        shutil.rmtree(config.out, ignore_errors=True)
     process.wait_for_everyone()
     started = time.monotonic()
     trainer, facts = _trainer(config, data)
+    if process.is_main_process:
+        write_json(config.out / STARTED, wanted)
     checkpoint = _last_checkpoint(config.out / CHECKPOINTS)
     if process.is_main_process and checkpoint:
         print(f"going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
+    if not all(weight.isfinite().all() for weight in trainer.model.parameters() if weight.requires_grad):
+        raise ModelError("Training diverged: the adapter's weights are not finite. Lower --learning-rate.")
     trainer.save_model(str(config.out))
     if process.is_main_process:
-        _name_base(config.out, config.model)
+        _tidy(config.out, config.model)
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         facts |= {
             "steps": trainer.state.global_step,
@@ -163,6 +174,7 @@ def _trainer(config: FinetuneConfig, data: Any) -> tuple[Any, dict[str, Any]]:
         save_steps=config.save_steps,
         save_total_limit=2,
         logging_steps=config.logging_steps,
+        logging_first_step=True,
         report_to=config.report_to,
         seed=config.seed,
         use_cpu=device().type == "cpu",
@@ -172,16 +184,17 @@ def _trainer(config: FinetuneConfig, data: Any) -> tuple[Any, dict[str, Any]]:
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=device().type != "cpu",
     )
+    model = load_model(config.model, torch_dtype(config.dtype, training=True), config.revision)
     adapter = peft.LoraConfig(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
-        target_modules=names[0] if (names := list(config.lora.target_modules)) == ["all-linear"] else names,
+        target_modules=_target_modules(config.lora.target_modules, model),
         task_type="CAUSAL_LM",
     )
     options: dict[str, Any] = {"trie": trie} if config.objective == "catalog" else {}
     trainer = (CatalogTrainer if options else SFTTrainer)(
-        model=load_model(config.model, torch_dtype(config.dtype, training=True), config.revision),
+        model=model,
         args=arguments,
         data_collator=Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0),
         train_dataset=HuggingFaceDataset.from_dict({"items": [items.tolist() for items in examples]}),
@@ -190,6 +203,16 @@ def _trainer(config: FinetuneConfig, data: Any) -> tuple[Any, dict[str, Any]]:
         **options,
     )
     return trainer, facts
+
+
+def _target_modules(names: tuple[str, ...], model: Any) -> str | list[str]:
+    if names == ("all-linear",):
+        return "all-linear"
+    known = {name.rpartition(".")[2] for name, _ in model.named_modules() if name.endswith("_proj") or "." in name}
+    if unknown := [name for name in names if name.rpartition(".")[2] not in known]:
+        layers = ", ".join(sorted(name for name in known if not name.isdigit()))
+        raise ConfigError(f"'lora.target_modules': the model has no layer {', '.join(unknown)}. It has: {layers}")
+    return list(names)
 
 
 def _is_unfinished(out: Path, wanted: dict[str, Any]) -> bool:
@@ -206,11 +229,12 @@ def _last_checkpoint(directory: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
 
-def _name_base(out: Path, model: str) -> None:
-    """Let the adapter name its base as the user did: PEFT writes where this machine keeps it."""
+def _tidy(out: Path, model: str) -> None:
+    """Let the adapter name its base as the user did (PEFT writes where this machine keeps it), and drop by-products."""
     file = out / "adapter_config.json"
     write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": model})
     (out / "README.md").unlink(missing_ok=True)  # PEFT's card names that place too, and says nothing else
+    (out / "training_args.bin").unlink(missing_ok=True)  # a pickle; the manifest says what was set
 
 
 def _use_all_cores() -> None:

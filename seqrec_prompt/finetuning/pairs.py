@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from seqrec_prompt.artifacts import atomic_file
+from seqrec_prompt.artifacts import atomic_file, is_done, manifest, peek_manifest, write_json
 from seqrec_prompt.config import Config
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template, messages, text
 
@@ -30,6 +30,7 @@ class PairsConfig(Config):
     conversational: bool = Field(False, description="chat messages instead of plain text")
     model: str = Field("smollm2", description="whose tokens are counted: hub name, directory, or 'smollm2'")
     context: int = Field(2048, ge=16, description="longest prompt with its completion, in tokens")
+    overwrite: bool = Field(False, description="replace pairs made with other settings")
     template: TemplateConfig = TemplateConfig(layout="ask")
 
     @model_validator(mode="after")
@@ -42,7 +43,7 @@ class PairsConfig(Config):
 
 
 def pairs(config: PairsConfig) -> Path:
-    """Write one JSON object a line with `prompt` and `completion`; returns the file.
+    """Write one JSON object a line with `prompt` and `completion`, and a manifest beside it; returns the file.
 
     Load it with `datasets.load_dataset("json", data_files=…)` and give it to TRL's SFTTrainer, which ends each
     completion with the end token and trains on completions only.
@@ -51,12 +52,19 @@ def pairs(config: PairsConfig) -> Path:
     from seqrec_prompt.engines.huggingface import load_tokenizer
 
     data = Dataset.load(config.data)
+    sidecar = config.out.with_name(config.out.name + ".manifest.json")
+    wanted = manifest("pairs", config.resolved(), {"data": data.hash})
+    found = peek_manifest(sidecar.parent, sidecar.name) if config.out.exists() else None
+    if is_done(config.out, found, wanted, overwrite=config.overwrite):
+        print(f"already written: {config.out}")
+        return config.out
     template = config.template.model_copy(update={"chat": config.conversational})
     count = 0
     with atomic_file(config.out) as partial, partial.open("w", encoding="utf-8") as stream:
         for pair in build_pairs(data, _cases(data, config), template, load_tokenizer(config.model), config.context):
             stream.write(json.dumps(pair, ensure_ascii=False) + "\n")
             count += 1
+    write_json(sidecar, wanted | {"facts": {"pairs": count}})
     print(f"{count:,} pairs: {config.out}")
     return config.out
 

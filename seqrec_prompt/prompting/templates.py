@@ -70,7 +70,8 @@ class Prompter:
         if left < int(self.lines.lengths.max()):
             raise TemplateError(
                 f"A context of {context} tokens is too short: the template takes {len(self.head) + len(self.tail)}, "
-                f"the longest title {int(self.answers.lengths.max())}. Raise the context length."
+                f"the longest title (item {int(self.answers.lengths.argmax())} of the catalog) "
+                f"{int(self.answers.lengths.max())}. Raise it with --context."
             )
         return left
 

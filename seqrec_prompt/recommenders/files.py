@@ -57,6 +57,8 @@ def read_file_manifest(path: Path) -> dict[str, Any] | None:
     """Read only the manifest of a recommendation file; None when there is no such file."""
     if not path.exists():
         return None
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a directory; a recommendation file is a Parquet file.")
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
@@ -77,10 +79,27 @@ def read(path: Path, catalog: Catalog) -> RecommendationFile:
     missing = [name for name in ("session_id", "rank", "item_id") if name not in table.column_names]
     if missing:
         raise DataError([f"{path}: no column '{name}' (it has: {', '.join(table.column_names)})" for name in missing])
+    table = _typed(table, path)
     for name in ("session_id", "item_id"):
         # Other tools often write ids as numbers; here ids are texts.
         table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
     return RecommendationFile(path, _lists(table, catalog, path), manifest)
+
+
+def _typed(table: pa.Table, path: Path) -> pa.Table:
+    """Cast the columns to the types of SCHEMA, whatever tool wrote them; raises DataError naming column and row."""
+    for index, name in enumerate(table.column_names):
+        if name not in SCHEMA.names:
+            continue
+        try:
+            column = table[name].cast(SCHEMA.field(name).type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise DataError([f"{path}: column {name} does not hold what it should: {error}"]) from None
+        if name in ("session_id", "rank") and column.null_count:
+            row = column.is_null().to_pylist().index(True) + 1
+            raise DataError([f"{path}: row {row}, column {name}: no value"])
+        table = table.set_column(index, name, column)
+    return table
 
 
 def _table(lists: Recommendations, catalog: Catalog) -> pa.Table:

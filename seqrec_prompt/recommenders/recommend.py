@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from seqrec_prompt.artifacts import Journal, hash_json, is_done, manifest, read_manifest
+from seqrec_prompt.artifacts import Journal, hash_file, hash_json, is_done, manifest, read_manifest
 from seqrec_prompt.config import Config
 from seqrec_prompt.errors import ConfigError, ModelError
 from seqrec_prompt.prompting.templates import TemplateConfig
@@ -40,7 +40,7 @@ class RecommendConfig(Config):
     batch_size: int = Field(8, ge=1, description="sessions decoded together")
     budget: int = Field(2000, ge=1, description="tokens read after each prompt at most before a list goes uncertified")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the model")
-    seed: int = Field(0, description="draws the sessions for --max-sessions")
+    seed: int = Field(0, ge=0, description="draws the sessions for --max-sessions")
     overwrite: bool = Field(False, description="begin again although the output holds another run")
 
 
@@ -61,10 +61,12 @@ def recommend(config: RecommendConfig) -> Path:
     inputs |= {"data": data.hash, "template": hash_json(template.resolved())}
     wanted = manifest("recommend", config.resolved(), inputs)
     found = files.read_file_manifest(config.out)
+    journal_file = config.out.with_name(config.out.name + ".journal")
     if is_done(config.out, found, wanted, overwrite=config.overwrite):
         print(f"already recommended: {config.out}")
+        journal_file.unlink(missing_ok=True)
         return config.out
-    journal = Journal(config.out.with_name(config.out.name + ".journal"), wanted, overwrite=config.overwrite)
+    journal = Journal(journal_file, wanted, overwrite=config.overwrite)
     try:
         facts = _fill(journal, config, data, template)
         files.write(config.out, _read(journal), data.catalog, wanted | {"facts": facts})
@@ -81,6 +83,8 @@ def _template(config: RecommendConfig, base: str) -> tuple[TemplateConfig, dict[
     if config.adapter is None:
         return config.template or TemplateConfig(), inputs
     trained = read_manifest(config.adapter, "finetune")
+    if not (config.adapter / "adapter_model.safetensors").exists():
+        raise ModelError(f"{config.adapter} has no adapter_model.safetensors. Run 'finetune' again.")
     if trained["inputs"]["model"] != base:
         raise ModelError(
             f"{config.adapter} was trained on another base model ('{trained['config']['model']}') than "
@@ -92,7 +96,7 @@ def _template(config: RecommendConfig, base: str) -> tuple[TemplateConfig, dict[
             f"{config.adapter} was trained with another template. Leave the template out of this config: the "
             "adapter's own is used."
         )
-    return template, inputs | {"adapter": hash_json([trained["config"], trained["inputs"], trained["created"]])}
+    return template, inputs | {"adapter": hash_file(config.adapter / "adapter_model.safetensors")}
 
 
 def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: TemplateConfig) -> dict[str, Any]:

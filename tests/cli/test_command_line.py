@@ -99,7 +99,7 @@ def test_data_that_is_not_there_is_explained_without_a_traceback(tmp_path):
     done = seqrec_prompt("evaluate", "--data", "nowhere", "--out", "out", "--recommendations", "r", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: nowhere is not a directory. Make it with: seqrec-prompt prepare --out nowhere"
+        "error: nowhere is not a directory; expected a directory made by 'prepare'. See: seqrec-prompt prepare --help"
     )
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -182,9 +182,9 @@ def test_nothing_is_left_behind_when_writing_fails(settings, tmp_path, monkeypat
 
 
 def test_out_may_not_hold_the_inputs(settings, tmp_path):
-    with pytest.raises(ConfigError, match="would be replaced"):
+    with pytest.raises(ArtifactError, match="would be replaced"):
         run(settings, out=tmp_path, overwrite=True)
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(ArtifactError, match="is a file"):
         run(settings, out=tmp_path / "log.csv", overwrite=True)
     assert (tmp_path / "log.csv").read_text() == LOG
 

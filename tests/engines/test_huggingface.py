@@ -182,11 +182,18 @@ def test_a_sliding_window_is_the_longest_that_is_read(tokenizer, window, fits):
 
 def test_the_hash_names_the_weights_not_the_file(tiny_model, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    tokenizer = load_tokenizer(str(tiny_model))
+    for name in ("again", "config", "tokenizer"):
+        tokenizer.save_pretrained(tmp_path / name)
     model.save_pretrained(tmp_path / "again")
+    model.save_pretrained(tmp_path / "tokenizer")
+    vocabulary = tmp_path / "tokenizer" / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text() + "\n")
     model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 5.0}
     model.save_pretrained(tmp_path / "config")
     assert model_hash(str(tmp_path / "again")) == model_hash(str(tiny_model))
     assert model_hash(str(tmp_path / "config")) != model_hash(str(tiny_model))
+    assert model_hash(str(tmp_path / "tokenizer")) != model_hash(str(tiny_model))
 
 
 @pytest.mark.parametrize("matrix", ["lm_head", "model.embed_tokens", "model.layers.1.mlp.down_proj"])

@@ -50,7 +50,7 @@ def test_every_item_but_the_first_is_a_target_exactly_once(objective, case):
     room = context - len(prompter.head) - len(prompter.tail)
     whole = {name: items.tolist() for name, items in zip(sessions.ids, sessions, strict=True) if len(items) > 1}
     if any(size[a] + size[b] > room for s in whole.values() for a, b in pairwise(s)):
-        with pytest.raises(TemplateError, match=f"Two titles do not fit a context of {context} tokens"):
+        with pytest.raises(TemplateError, match=f"do not fit a context of {context} tokens"):
             windows(sessions, prompter, context, objective)
         return
     found = grouped(windows(sessions, prompter, context, objective))
@@ -79,7 +79,7 @@ def test_last_item_takes_the_newest_items_of_each_session(case):
     size, longest = prompter.lines.lengths, int(prompter.answers.lengths.max())
     room = context - len(prompter.head) - len(prompter.tail) - longest
     if room < size.max():
-        with pytest.raises(TemplateError, match="Raise the context length"):
+        with pytest.raises(TemplateError, match="Raise it with --context"):
             windows(sessions, prompter, context, "last_item")
         return
     found = grouped(windows(sessions, prompter, context, "last_item"))

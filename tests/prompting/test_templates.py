@@ -163,7 +163,7 @@ def test_a_context_that_cannot_hold_the_longest_titles_is_refused(layout, chat, 
     longest_line, longest_answer = (max(map(len, lists)) for lists in (list(prompter.lines), list(prompter.answers)))
     needed = len(prompter.prompt(np.empty(0, np.int32))) + longest_line + longest_answer
     assert prompter.fitting(sessions, needed)[0].tolist() == [1, 2]
-    with pytest.raises(TemplateError, match="Raise the context"):
+    with pytest.raises(TemplateError, match=r"item 10 of the catalog.*--context"):
         prompter.fitting(sessions, needed - 1)
 
 

@@ -255,7 +255,7 @@ def test_an_adapter_of_another_base_model_is_refused(config_of, adapter, tokeniz
 
 
 def test_an_adapter_that_is_none_is_explained(config_of, tmp_path):
-    with pytest.raises(ArtifactError, match=r"Make it with: seqrec-prompt finetune --out"):
+    with pytest.raises(ArtifactError, match=r"expected a directory made by 'finetune'"):
         recommend(config_of(adapter=tmp_path / "nowhere"))
 
 
