@@ -21,6 +21,7 @@ from seqrec_prompt.artifacts import (
     manifest,
     peek_manifest,
     read_manifest,
+    refuse_inputs_inside,
     staged_directory,
     write_json,
     write_text,
@@ -174,6 +175,39 @@ def test_a_journal_of_something_else_is_refused_and_kept(tmp_path):
     assert numbers(Journal(path, IDENTITY)) == list(range(5))
     fresh = Journal(path, other, overwrite=True)
     assert numbers(fresh) == []
+
+
+def test_a_journal_with_nothing_done_begins_anew(tmp_path):
+    Journal(tmp_path / "j", IDENTITY)
+    other = IDENTITY | {"config": {"flour": 2}}
+    Journal(tmp_path / "j", other).append({"i": 7})
+    assert numbers(Journal(tmp_path / "j", other)) == [7]
+    with pytest.raises(ArtifactError, match=r"config\.flour: was 2, is 1"):
+        Journal(tmp_path / "j", IDENTITY)
+
+
+def test_where_an_input_lies_is_not_what_it_is(tmp_path):
+    """An input is known by its hash: the same data under another path is the same work."""
+    one, other = ({"flour": 1, "eggs": place} for place in ("shelf", "fridge"))
+    assert is_done(
+        tmp_path, manifest("bake", one, {"eggs": "abc"}), manifest("bake", other, {"eggs": "abc"}), overwrite=False
+    )
+    with pytest.raises(ArtifactError, match=r"inputs\.eggs"):
+        is_done(
+            tmp_path, manifest("bake", one, {"eggs": "abc"}), manifest("bake", one, {"eggs": "old"}), overwrite=False
+        )
+
+
+def test_what_another_stage_made_is_not_overwritten(tmp_path):
+    with pytest.raises(ArtifactError, match="was not made by 'fry'"):
+        is_done(tmp_path, IDENTITY, IDENTITY | {"stage": "fry"}, overwrite=True)
+
+
+def test_an_output_that_would_replace_its_input_is_refused(tmp_path):
+    (tmp_path / "out" / "data").mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=r"'data' = .* lies inside 'out'"):
+        refuse_inputs_inside(tmp_path / "out", {"data": tmp_path / "out" / "data"})
+    refuse_inputs_inside(tmp_path / "out" / "data" / "run", {"data": tmp_path / "out" / "data", "model": None})
 
 
 def test_a_journal_is_removed_when_asked(tmp_path):

@@ -64,7 +64,8 @@ def pairs(config: PairsConfig) -> Path:
         for pair in build_pairs(data, _cases(data, config), template, load_tokenizer(config.model), config.context):
             stream.write(json.dumps(pair, ensure_ascii=False) + "\n")
             count += 1
-    write_json(sidecar, wanted | {"facts": {"pairs": count}})
+        stream.flush()
+        write_json(sidecar, wanted | {"facts": {"pairs": count}})  # before the file appears: it never lacks one
     print(f"{count:,} pairs: {config.out}")
     return config.out
 

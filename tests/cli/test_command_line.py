@@ -1,6 +1,7 @@
 """The command line as a person meets it: help, mistakes, exit codes, never a traceback."""
 
 import importlib.util
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -114,6 +115,28 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", interrupted)
     assert run("evaluate", "--data", "x", "--out", "y", "--recommendations", "z") == cli.EXIT_INTERRUPTED == 130
     assert capsys.readouterr().err == "interrupted. Run the same command again to go on.\n"
+
+
+def test_a_polite_kill_ends_like_ctrl_c(monkeypatch):
+    from seqrec_prompt.evaluation import evaluate
+
+    monkeypatch.setattr(evaluate, "evaluate", lambda config: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run("evaluate", "--data", "x", "--out", "y", "--recommendations", "z") == cli.EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_the_system_refuses_is_one_line(capsys, monkeypatch):
+    from seqrec_prompt.evaluation import evaluate
+
+    def full(config):
+        raise OSError(28, "No space left on device", "runs/out")
+
+    monkeypatch.setattr(evaluate, "evaluate", full)
+    assert run("evaluate", "--data", "x", "--out", "y", "--recommendations", "z") == cli.EXIT_ERROR
+    assert capsys.readouterr().err == "error: runs/out: No space left on device\n"
 
 
 def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch):

@@ -174,6 +174,12 @@ def test_an_open_quote_is_not_taken_for_the_rest_of_the_file(tmp_path):
         open_source(str(tmp_path / "x.csv")).read(["a"])
 
 
+def test_an_open_quote_is_found_in_any_column(tmp_path):
+    (tmp_path / "x.csv").write_text('a,b,c\n1,x,p\n2,"Rose,q\n3,y,"r\n4,z,s\n')
+    with pytest.raises(DataError, match=r"row 3: a quote \(\"\) opened in this row is not closed in it"):
+        open_source(str(tmp_path / "x.csv")).read(["a", "c"])
+
+
 def test_several_splits_must_be_chosen_from(tmp_path):
     import datasets
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seqrec_prompt.artifacts import hash_json, read_manifest
+from seqrec_prompt.artifacts import MANIFEST, hash_json, read_manifest
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.engines import huggingface
-from seqrec_prompt.errors import ArtifactError, ModelError, SeqrecError
+from seqrec_prompt.errors import ArtifactError, ConfigError, ModelError, SeqrecError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.prompting.templates import TemplateConfig
 
@@ -158,6 +158,20 @@ def test_a_model_that_is_not_there_is_named(config_of, tmp_path, monkeypatch, na
     with pytest.raises(ModelError, match=model):
         finetune(config)
     assert not config.out.exists()
+
+
+def test_a_layer_the_model_lacks_is_named_with_those_it_has(config_of):
+    config = config_of(lora={"r": 2, "target_modules": ["q_proj", "query"]})
+    with pytest.raises(ConfigError, match=r"no layer query\. It has: .*q_proj"):
+        finetune(config)
+    assert not config.out.exists()
+
+
+def test_weights_that_are_not_finite_are_no_adapter(config_of):
+    config = config_of(learning_rate=1e30, max_steps=3)
+    with pytest.raises(ModelError, match=r"diverged.*--learning-rate"):
+        finetune(config)
+    assert not (config.out / MANIFEST).exists()
 
 
 def test_a_directory_without_a_model_is_named(config_of, tmp_path):

@@ -66,6 +66,14 @@ def test_what_does_not_fit_is_named(tmp_path):
     pq.write_table(pa.table({"session_id": ["a"], "item": ["10"]}), path)
     with pytest.raises(DataError, match=r"no column 'rank' \(it has: session_id, item\)"):
         read(path, CATALOG)
+    with pytest.raises(ArtifactError, match="is a directory; a recommendation file is a Parquet file"):
+        read(tmp_path, CATALOG)
+    pq.write_table(pa.table({"session_id": ["a", None], "rank": [1, 1], "item_id": ["10", "11"]}), path)
+    with pytest.raises(DataError, match="row 2, column session_id: no value"):
+        read(path, CATALOG)
+    pq.write_table(pa.table({"session_id": ["a"], "rank": ["first"], "item_id": ["10"]}), path)
+    with pytest.raises(DataError, match="column rank does not hold what it should"):
+        read(path, CATALOG)
     pq.write_table(pa.table({"session_id": ["a"], "rank": [1], "item_id": ["99"]}), path)
     with pytest.raises(DataError, match="row 1, column item_id: '99' is not in the catalog"):
         read(path, CATALOG)
