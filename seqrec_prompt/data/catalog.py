@@ -11,15 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seqrec_prompt.artifacts import atomic_file
 from seqrec_prompt.errors import DataError
-
-IntArray = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)

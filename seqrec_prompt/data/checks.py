@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqrec_prompt.data.catalog import IntArray
 from seqrec_prompt.data.problems import Problems, mask_of, plural, shorten
 from seqrec_prompt.data.tables import Source, Table
 from seqrec_prompt.data.times import FORMS, Times, TimeUnit, parse_times
 from seqrec_prompt.errors import DataError
+from seqrec_prompt.ragged import IntArray
 
 Mask = npt.NDArray[np.bool_]
 

@@ -11,13 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqrec_prompt.data.catalog import Catalog, IntArray
+from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.checks import CheckedTable, encode
 from seqrec_prompt.data.problems import Problems
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.data.tables import Source
 from seqrec_prompt.data.times import TimeUnit
 from seqrec_prompt.errors import DataError
+from seqrec_prompt.ragged import IntArray, offsets_of
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _build_sessions(
     present = np.flatnonzero(counts)
     return Sessions(
         np.array([session_ids[i] for i in present], dtype=object),
-        np.concatenate([[0], np.cumsum(counts[present])]).astype(np.int64),
+        offsets_of(counts[present]),
         item_of_row[rows],
         None if seconds is None else seconds[rows],
     )

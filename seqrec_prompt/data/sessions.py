@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seqrec_prompt.artifacts import atomic_file
-from seqrec_prompt.data.catalog import IntArray
+from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, ranges
 
 IdArray = npt.NDArray[np.object_]
-OffsetArray = npt.NDArray[np.int64]
 TimeArray = npt.NDArray[np.float64]
 
 
@@ -29,7 +28,7 @@ class Sessions:
     """
 
     ids: IdArray
-    offsets: OffsetArray
+    offsets: LongArray
     items: IntArray
     times: TimeArray | None = None
 
@@ -43,7 +42,7 @@ class Sessions:
         return (self[i] for i in range(len(self)))
 
     @property
-    def lengths(self) -> OffsetArray:
+    def lengths(self) -> LongArray:
         """(n,) number of items of each session."""
         return np.diff(self.offsets)
 
@@ -55,7 +54,7 @@ class Sessions:
     @classmethod
     def build(cls, ids: Sequence[str], items: Sequence[Sequence[int]]) -> Sessions:
         """Build sessions from Python lists (for tests and small data)."""
-        offsets = np.concatenate([[0], np.cumsum([len(s) for s in items])]).astype(np.int64)
+        offsets = offsets_of([len(s) for s in items])
         flat = np.array([i for session in items for i in session], dtype=np.int32)
         return cls(np.array(ids, dtype=object), offsets, flat)
 
@@ -64,7 +63,7 @@ class Sessions:
         positions = np.flatnonzero(which) if which.dtype == np.bool_ else which
         return self._gather(positions, self.offsets[positions], self.lengths[positions])
 
-    def slice_items(self, start: OffsetArray, stop: OffsetArray) -> Sessions:
+    def slice_items(self, start: LongArray, stop: LongArray) -> Sessions:
         """Keep items start[i]..stop[i]-1 of each session i; both (n,), counted from its first item."""
         return self._gather(np.arange(len(self)), self.offsets[:-1] + start, stop - start)
 
@@ -75,12 +74,12 @@ class Sessions:
     def select_items(self, keep: npt.NDArray[np.bool_]) -> Sessions:
         """Keep the entries marked in `keep` (total,); sessions stay, if need be empty."""
         counts = np.bincount(self.rows[keep], minlength=len(self))
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        offsets = offsets_of(counts)
         return Sessions(self.ids, offsets, self.items[keep], None if self.times is None else self.times[keep])
 
-    def _gather(self, ids: npt.NDArray[Any], starts: OffsetArray, lengths: OffsetArray) -> Sessions:
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        entries = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    def _gather(self, ids: npt.NDArray[Any], starts: LongArray, lengths: LongArray) -> Sessions:
+        offsets = offsets_of(lengths)
+        entries = ranges(starts, lengths)
         times = None if self.times is None else self.times[entries]
         return Sessions(self.ids[ids], offsets, self.items[entries], times)
 
@@ -99,7 +98,7 @@ class Sessions:
         """Read what `to_table` wrote."""
         items = table["items"].combine_chunks()
         lengths = items.value_lengths().to_numpy(zero_copy_only=False)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        offsets = offsets_of(lengths)
         times = table["times"].combine_chunks().flatten().to_numpy() if "times" in table.column_names else None
         ids = np.array(table["session_id"].to_pylist(), dtype=object)
         return cls(ids, offsets, items.flatten().to_numpy().astype(np.int32), times)

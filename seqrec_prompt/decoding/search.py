@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from seqrec_prompt.decoding.trie import CatalogTrie, IntArray, LongArray, TokenLists
+from seqrec_prompt.decoding.trie import CatalogTrie
+from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of, ranges
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -124,9 +125,9 @@ def _expand(
 ) -> FloatArray:
     """Score the children of branching nodes; leaves are complete, the rest is open. Returns (nodes,) their mass."""
     counts = trie.n_children[node].astype(np.int64)
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    starts = offsets_of(counts)
     owner = np.repeat(np.arange(len(node)), counts)
-    child = trie.first_child[node][owner] + np.arange(starts[-1]) - starts[:-1][owner]
+    child = ranges(trie.first_child[node], counts)
     logp = engine.logprobs(slot, TokenLists(trie.token[child], starts)).astype(np.float64)
     peak = np.maximum.reduceat(logp, starts[:-1])
     log_mass = peak + np.log(np.add.reduceat(np.exp(logp - peak[owner]), starts[:-1]))
@@ -142,9 +143,9 @@ def _expand(
 
 def _edges(trie: CatalogTrie, node: LongArray) -> TokenLists:
     start, end = trie.depth[trie.parent[node]].astype(np.int64), trie.depth[node].astype(np.int64)
-    offsets = np.concatenate([[0], np.cumsum(end - start)]).astype(np.int64)
+    offsets = offsets_of(end - start)
     first = trie.sequences.offsets[trie.lo[node]] + start
-    entries = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], end - start)
+    entries = ranges(first, end - start)
     return TokenLists(trie.sequences.tokens[entries], offsets)
 
 
@@ -155,7 +156,7 @@ def _result(
     order = np.lexsort((done.node, -done.score, done.session))
     leaf = trie.lo[done.node[order]]
     size = trie.item_ptr[leaf + 1] - trie.item_ptr[leaf]
-    entry = np.arange(size.sum()) + np.repeat(trie.item_ptr[leaf] - np.cumsum(size) + size, size)
+    entry = ranges(trie.item_ptr[leaf], size)
     session, score, item = np.repeat(done.session[order], size), np.repeat(done.score[order], size), trie.items[entry]
     keep = allowed.item(session, item)
     session, score, item = session[keep], score[keep], item[keep]
@@ -163,7 +164,7 @@ def _result(
     keep = np.arange(len(session)) - first[session] < k
     session, score, item = session[keep], score[keep], item[keep]
     lengths = np.bincount(session, minlength=n)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = offsets_of(lengths)
     # A list shorter than k may still grow while prefixes are open; -inf stands for its missing last score.
     last = np.full(n, -np.inf)
     last[lengths >= k] = score[offsets[1:][lengths >= k] - 1]

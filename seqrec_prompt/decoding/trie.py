@@ -14,34 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqrec_prompt.errors import TemplateError
-
-IntArray = npt.NDArray[np.int32]
-LongArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class TokenLists:
-    """Token ids of many texts, flat: text i is `tokens[offsets[i]:offsets[i+1]]`."""
-
-    tokens: IntArray
-    offsets: LongArray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, i: int) -> IntArray:
-        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
-
-    @property
-    def lengths(self) -> LongArray:
-        """(texts,) number of tokens of each."""
-        return np.diff(self.offsets)
-
-    @classmethod
-    def of(cls, lists: list[list[int]]) -> TokenLists:
-        """Flatten Python lists."""
-        offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in lists])]).astype(np.int64)
-        return cls(np.array([token for ids in lists for token in ids], dtype=np.int32), offsets)
+from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +87,7 @@ class CatalogTrie:
         flat = np.concatenate([*leaf, np.empty(0, np.int32)]).astype(np.int64)
         where = np.concatenate([*position, np.empty(0, np.int32)]).astype(np.int32)
         order = np.lexsort((where, flat))
-        ptr = np.concatenate([[0], np.cumsum(np.bincount(flat, minlength=self.n_leaves))]).astype(np.int64)
+        ptr = offsets_of(np.bincount(flat, minlength=self.n_leaves))
         node = np.concatenate([*branch, np.empty(0, np.int32)]).astype(np.int32)
         return ptr, where[order], node[order]
 
@@ -140,7 +113,7 @@ def compile_trie(titles: TokenLists, priority: npt.NDArray[np.int64] | None = No
     if titles.lengths.min() == 0:
         raise TemplateError(f"Item {int(titles.lengths.argmin())} of the catalog has no tokens.")
     leaf_of, first, counts = _sorted_leaves(titles)
-    sequences = _take(titles, first)
+    sequences = titles.take(first)
     common = _common_prefixes(sequences)
     short = np.flatnonzero(common == sequences.lengths[:-1])
     if len(short):
@@ -150,7 +123,7 @@ def compile_trie(titles: TokenLists, priority: npt.NDArray[np.int64] | None = No
         )
     popularity = np.zeros(n_items, np.int64) if priority is None else priority
     items = np.lexsort((np.arange(n_items), -popularity, leaf_of)).astype(np.int32)
-    item_ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    item_ptr = offsets_of(counts)
     first_child, n_children, parent, token, depth, lo, hi = _nodes(sequences, common)
     return CatalogTrie(first_child, n_children, parent, token, depth, lo, hi, sequences, item_ptr, items, leaf_of)
 
@@ -168,13 +141,6 @@ def _sorted_leaves(titles: TokenLists) -> tuple[IntArray, LongArray, LongArray]:
     leaf_of = np.empty(len(order), np.int32)
     leaf_of[positions] = rank
     return leaf_of, positions[new], np.bincount(rank).astype(np.int64)
-
-
-def _take(lists: TokenLists, which: LongArray) -> TokenLists:
-    lengths = lists.lengths[which]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    entries = np.arange(offsets[-1]) + np.repeat(lists.offsets[which] - offsets[:-1], lengths)
-    return TokenLists(lists.tokens[entries], offsets)
 
 
 def _common_prefixes(sequences: TokenLists) -> LongArray:
@@ -224,7 +190,7 @@ def _nodes(sequences: TokenLists, common: LongArray) -> list[IntArray]:
     parent = renumbered[parent[breadth_first]]
     parent[0] = -1
     n_children = np.bincount(parent[1:], minlength=len(every))
-    first_child = np.where(n_children > 0, 1 + np.concatenate([[0], np.cumsum(n_children)[:-1]]), 0)
+    first_child = np.where(n_children > 0, 1 + offsets_of(n_children)[:-1], 0)
     token = np.full(len(every), -1, np.int64)
     token[1:] = sequences.tokens[sequences.offsets[lo[1:]] + depth[parent[1:]]]
     return [array.astype(np.int32) for array in (first_child, n_children, parent, token, depth, lo, hi)]

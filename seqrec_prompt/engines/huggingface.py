@@ -23,9 +23,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from seqrec_prompt.decoding.trie import IntArray, LongArray, TokenLists
 from seqrec_prompt.engines import smollm2
 from seqrec_prompt.errors import ModelError
+from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, places
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 transformers_logging.disable_progress_bar()  # loading takes a second; the bar that counts is the caller's
@@ -183,7 +183,7 @@ class HuggingFaceEngine:
         run = np.repeat(np.arange(len(runs)), runs.lengths)
         order = np.argsort(row_of_run[run], kind="stable")
         run, tokens = run[order], runs.tokens[order]
-        within = (np.arange(len(runs.tokens)) - np.repeat(runs.offsets[:-1], runs.lengths))[order]
+        within = places(runs.lengths)[order]
         row = row_of_run[run]
         column = np.arange(len(row)) - np.searchsorted(row, np.arange(len(tree.rows)))[row]
         shape = (len(tree.rows), int(column.max()) + 1)

@@ -16,6 +16,7 @@ from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Holdout
 from seqrec_prompt.errors import DataError
+from seqrec_prompt.ragged import offsets_of, ranges
 from seqrec_prompt.recommenders.base import Recommendations
 from seqrec_prompt.recommenders.files import RecommendationFile, read, read_file_manifest
 
@@ -91,8 +92,8 @@ def row_names(paths: Sequence[Path], taken: Iterable[str] = ()) -> list[str]:
 def take(lists: Recommendations, which: npt.NDArray[np.intp]) -> Recommendations:
     """Select lists by position, in the order given."""
     starts, lengths = lists.offsets[which], np.diff(lists.offsets)[which]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    entries = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    offsets = offsets_of(lengths)
+    entries = ranges(starts, lengths)
     return Recommendations(
         lists.session_ids[which],
         offsets,

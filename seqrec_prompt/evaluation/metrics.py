@@ -32,9 +32,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from seqrec_prompt.data.catalog import IntArray
 from seqrec_prompt.data.sessions import Split
 from seqrec_prompt.errors import DataError
+from seqrec_prompt.ragged import IntArray, places
 from seqrec_prompt.recommenders.base import FloatArray, Recommendations
 
 METRICS = ("ndcg", "hr", "mrr", "coverage", "serendipity", "novelty")
@@ -75,7 +75,7 @@ def evaluate_lists(
     deepest = max(cutoffs)
     all_lengths = np.diff(lists.offsets)
     rows = np.repeat(np.arange(n), all_lengths)
-    place = np.arange(len(rows)) - np.repeat(lists.offsets[:-1], all_lengths)  # (total,) from 0
+    place = places(all_lengths)  # (total,) from 0
     items = lists.items
     if all_lengths.max() > deepest:
         shown = place < deepest

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from seqrec_prompt.data.catalog import IntArray
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.decoding.trie import CatalogTrie, LongArray
+from seqrec_prompt.decoding.trie import CatalogTrie
 from seqrec_prompt.errors import TemplateError
 from seqrec_prompt.prompting.templates import Prompter
+from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, ranges
 
 Objective = Literal["last_item", "all_items", "catalog"]
 IGNORED = -100  # the label value that losses skip
@@ -56,8 +56,8 @@ def windows(sessions: Sessions, prompter: Prompter, context: int, objective: Obj
             stops.append(stop)
             start = stop - 1
     first, lengths = np.array(starts, np.int64), np.array(stops, np.int64) - np.array(starts, np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    entries = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
+    offsets = offsets_of(lengths)
+    entries = ranges(first, lengths)
     return Sessions(sessions.ids[sessions.rows[first]], offsets, sessions.items[entries])
 
 
@@ -112,7 +112,7 @@ class Collator:
             tokens = np.concatenate([prompt, prompter.answers[int(items[-1])]])
             return tokens, np.array([len(prompt)]), items[-1:]
         tokens = prompter.prompt(items)
-        starts = len(prompter.head) + np.concatenate([[0], np.cumsum(prompter.lines.lengths[items])[:-1]])
+        starts = len(prompter.head) + offsets_of(prompter.lines.lengths[items])[:-1]
         first = len(items) - 1 if self.objective == "last_item" else 1
         return tokens, starts[first:], items[first:]
 
@@ -120,7 +120,7 @@ class Collator:
         ptr, position, node = self.trie.decisions
         leaf = self.trie.leaf_of[targets]
         counts = ptr[leaf + 1] - ptr[leaf]
-        entry = np.arange(counts.sum()) + np.repeat(ptr[leaf] - np.cumsum(counts) + counts, counts)
+        entry = ranges(ptr[leaf], counts)
         branch = node[entry].astype(np.int64)
         # The right child is the one whose leaves include the target's.
         right = self._child_above(branch, np.repeat(leaf, counts))

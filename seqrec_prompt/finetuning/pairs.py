@@ -95,6 +95,7 @@ def _cases(data: Dataset, config: PairsConfig) -> Holdout:
     import numpy as np
 
     from seqrec_prompt.data.sessions import Holdout, Sessions
+    from seqrec_prompt.ragged import offsets_of, ranges
 
     if config.part == "test":
         return data.split.test
@@ -105,8 +106,8 @@ def _cases(data: Dataset, config: PairsConfig) -> Holdout:
     start = train.offsets[:-1][train.rows]
     entry = np.flatnonzero(np.arange(len(train.items)) > start)
     lengths = entry - start[entry]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    flat = np.arange(offsets[-1]) + np.repeat(start[entry] - offsets[:-1], lengths)
+    offsets = offsets_of(lengths)
+    flat = ranges(start[entry], lengths)
     return Holdout(Sessions(train.ids[train.rows[entry]], offsets, train.items[flat]), train.items[entry])
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from seqrec_prompt.config import Config
-from seqrec_prompt.data.catalog import Catalog, IntArray
+from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.decoding.trie import TokenLists
 from seqrec_prompt.errors import TemplateError
+from seqrec_prompt.ragged import IntArray, TokenLists, offsets_of
 
 NEWLINE = "\n"
 # Stands for the session while the chat template is rendered; the text around it is what the model sees.
@@ -79,7 +79,7 @@ class Prompter:
         """Keep of each session the most recent items that fit; the oldest go first, a title is never cut."""
         sessions = sessions.last(self.template.max_items)
         sizes = self.lines.lengths[sessions.items]
-        ends = np.concatenate([[0], np.cumsum(sizes)])
+        ends = offsets_of(sizes)
         # Tokens from an entry to the end of its session: falling within a session, so what fits is a suffix.
         rest = ends[sessions.offsets[1:]][sessions.rows] - ends[:-1]
         return sessions.select_items(rest <= self.room(context))

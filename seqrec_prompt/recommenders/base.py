@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from seqrec_prompt.data.catalog import IntArray
-from seqrec_prompt.data.sessions import IdArray, OffsetArray, Sessions
+from seqrec_prompt.data.sessions import IdArray, Sessions
+from seqrec_prompt.ragged import IntArray, LongArray, offsets_of
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -27,7 +27,7 @@ class Recommendations:
     """
 
     session_ids: IdArray
-    offsets: OffsetArray
+    offsets: LongArray
     items: IntArray
     scores: FloatArray
     certified: npt.NDArray[np.bool_]
@@ -49,7 +49,7 @@ class Recommendations:
     ) -> Recommendations:
         """Build certified lists from one array of items and one of scores a session."""
         n = len(session_ids)
-        offsets = np.concatenate([[0], np.cumsum([len(items) for items in lists])]).astype(np.int64)
+        offsets = offsets_of([len(items) for items in lists])
         return cls(
             session_ids,
             offsets,
@@ -66,7 +66,7 @@ class Recommendations:
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
         return cls(
             np.concatenate([part.session_ids for part in parts]),
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            offsets_of(lengths),
             np.concatenate([part.items for part in parts]),
             np.concatenate([part.scores for part in parts]),
             np.concatenate([part.certified for part in parts]),

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from seqrec_prompt.artifacts import atomic_file
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.errors import ArtifactError, DataError
+from seqrec_prompt.ragged import offsets_of, places
 from seqrec_prompt.recommenders.base import Recommendations
 
 SCHEMA = pa.schema(
@@ -106,7 +107,7 @@ def _table(lists: Recommendations, catalog: Catalog) -> pa.Table:
     lengths = np.diff(lists.offsets)
     shown = np.maximum(lengths, 1)  # an empty list keeps one row
     session = np.repeat(np.arange(len(lists)), shown)
-    within = np.arange(len(session)) - np.repeat(np.cumsum(shown) - shown, shown)
+    within = places(shown)
     empty = (lengths == 0)[session]
     entry = np.where(empty, 0, lists.offsets[:-1][session] + within)
     ids = pa.array(catalog.ids, pa.string())
@@ -140,7 +141,7 @@ def _lists(table: pa.Table, catalog: Catalog, path: Path) -> Recommendations:
     )
     gap = table["gap"].to_numpy()[first] if "gap" in table.column_names else np.full(len(first), np.nan)
     provenance = table["provenance"][0].as_py() if len(table) and "provenance" in table.column_names else "exact"
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    offsets = offsets_of(counts)
     return Recommendations(
         session_id[first], offsets, items[real].astype(np.int32), score[real].astype(float), certified, gap, provenance
     )

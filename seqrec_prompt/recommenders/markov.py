@@ -7,8 +7,8 @@ from typing import Self
 
 import numpy as np
 
-from seqrec_prompt.data.catalog import IntArray
-from seqrec_prompt.data.sessions import OffsetArray, Sessions
+from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, places
 from seqrec_prompt.recommenders.base import Recommendations
 from seqrec_prompt.recommenders.popularity import CountArray, MostPopular, blocks, lists_from_grid
 
@@ -23,7 +23,7 @@ class TransitionCounts:
     """
 
     popular: MostPopular
-    offsets: OffsetArray
+    offsets: LongArray
     successors: IntArray
     counts: CountArray
     name = "TransitionCounts"
@@ -37,7 +37,7 @@ class TransitionCounts:
         pairs, counts = np.unique(previous.astype(np.int64) * n_items + following, return_counts=True)
         previous, following = np.divmod(pairs, n_items)
         order = np.lexsort((following, -counts, previous))
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(previous, minlength=n_items))]).astype(np.int64)
+        offsets = offsets_of(np.bincount(previous, minlength=n_items))
         popular = MostPopular.fit(train, n_items)
         return cls(popular, offsets, following[order].astype(np.int32), counts[order].astype(np.int64))
 
@@ -82,7 +82,7 @@ class TransitionCounts:
         start[asked] = self.offsets[last]
 
         rows = np.repeat(np.arange(n), take)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(take) - take, take)
+        within = places(take)
         entries = start[rows] + within
         if exclude_seen:
             pairs = rows * n_items + self.successors[entries]

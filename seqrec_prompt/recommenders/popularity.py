@@ -10,8 +10,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from seqrec_prompt.data.catalog import IntArray
 from seqrec_prompt.data.sessions import IdArray, Sessions
+from seqrec_prompt.ragged import IntArray, offsets_of
 from seqrec_prompt.recommenders.base import FloatArray, Recommendations
 
 CountArray = npt.NDArray[np.int64]
@@ -29,7 +29,7 @@ def blocks(sessions: Sessions) -> Iterator[Sessions]:
 def lists_from_grid(session_ids: IdArray, items: IntArray, scores: FloatArray) -> Recommendations:
     """Build certified lists from two (n, k) grids, best first; an item of -1 marks a place that stays empty."""
     filled = items >= 0
-    offsets = np.concatenate([[0], np.cumsum(filled.sum(axis=1))]).astype(np.int64)
+    offsets = offsets_of(filled.sum(axis=1))
     n = len(session_ids)
     return Recommendations(
         session_ids, offsets, items[filled].astype(np.int32), scores[filled], np.ones(n, np.bool_), np.zeros(n)
@@ -120,7 +120,7 @@ class LastItemRepeat:
         n = len(sessions)
         return Recommendations(
             sessions.ids,
-            np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))]).astype(np.int64),
+            offsets_of(np.bincount(row, minlength=n)),
             sessions.items[entries],
             (entries - sessions.offsets[row] + 1).astype(np.float64),
             np.ones(n, np.bool_),

@@ -9,8 +9,9 @@ import numpy as np
 
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.decoding.search import Found, PrefixScorer, search
-from seqrec_prompt.decoding.trie import CatalogTrie, TokenLists
+from seqrec_prompt.decoding.trie import CatalogTrie
 from seqrec_prompt.prompting.templates import Prompter
+from seqrec_prompt.ragged import TokenLists
 from seqrec_prompt.recommenders.base import Recommendations
 
 

@@ -166,13 +166,14 @@ def _record(lists: list[Recommendations], order: Any) -> dict[str, Any]:
 def _read(journal: Journal) -> Iterator[Recommendations]:
     import numpy as np
 
+    from seqrec_prompt.ragged import offsets_of
     from seqrec_prompt.recommenders.base import Recommendations
 
     for record in journal.records():
         lengths = [len(items) for items in record["items"]]
         yield Recommendations(
             np.array(record["sessions"], dtype=object),
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            offsets_of(lengths),
             np.array([item for items in record["items"] for item in items], np.int32),
             np.array([score for scores in record["scores"] for score in scores], np.float64),
             np.array(record["certified"], np.bool_),

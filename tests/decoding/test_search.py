@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny import PlainTrie
 
 from seqrec_prompt.decoding.search import Found, search
-from seqrec_prompt.decoding.trie import TokenLists, compile_trie
+from seqrec_prompt.decoding.trie import compile_trie
+from seqrec_prompt.ragged import TokenLists
 
 END, VOCABULARY = 5, 7
 titles = st.lists(st.integers(0, 4), max_size=7).map(lambda body: [*body, END])

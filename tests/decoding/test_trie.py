@@ -8,8 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny import PlainTrie
 
-from seqrec_prompt.decoding.trie import CatalogTrie, TokenLists, compile_trie
+from seqrec_prompt.decoding.trie import CatalogTrie, compile_trie
 from seqrec_prompt.errors import TemplateError
+from seqrec_prompt.ragged import TokenLists
 
 END = 300
 # Ids around the byte borders: a sort by little-endian bytes, or by one byte, would not survive them.

@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.decoding.search import search
-from seqrec_prompt.decoding.trie import TokenLists, compile_trie
+from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine, load_tokenizer, model_hash
 from seqrec_prompt.errors import ModelError
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.ragged import TokenLists
 from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
 
 SESSIONS = [[0], [3, 1, 2], [], [9, 5], [12, 11, 8, 7, 6], [4] * 9, [20, 21], [29, 14, 15, 16]]
