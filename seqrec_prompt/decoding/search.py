@@ -1,26 +1,30 @@
 """Certified top-k over a catalog trie, for any engine that scores the next tokens of prefixes.
 
-The log-probability of a prefix bounds that of every title below it. The search keeps the open prefixes of each session,
-extends the best ones in batches, and stops when the k-th complete title scores at least as much as the best open
-prefix: no title that was not looked at can be better, so the list is exact.
+The score of a prefix bounds that of every title below it. The search keeps the open prefixes of each session, reads the
+best ones on in batches, and stops when the k-th complete title scores at least as much as the best open prefix: no
+title that was not looked at can be better, so the list is exact.
 
-Scores are `renormalised`: at each branching point, softmax over the catalog's continuations only; forced tokens cost
-nothing. The scores of all titles sum to one: they are the model's distribution over the catalog.
+Two scores. `renormalised`: at each branching point, softmax over the catalog's continuations only; forced tokens cost
+nothing. The scores of all titles sum to one: they are the model's distribution over the catalog. `joint`: the model's
+own log p(title | prompt), every token counted. To either, a `bonus` a title can be added: with −λ·log p(title | no
+session) it is the prior-corrected score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from seqrec_prompt.decoding.eligible import Eligible, Filters
+from seqrec_prompt.decoding.frontier import FloatArray, Prefixes
 from seqrec_prompt.decoding.trie import CatalogTrie
 from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of, ranges
 
-FloatArray = npt.NDArray[np.float64]
+Scoring = Literal["renormalised", "joint"]
 
 
 class PrefixScorer(Protocol):
@@ -29,12 +33,15 @@ class PrefixScorer(Protocol):
     A session that one `extend` leaves out is over: the engine may forget it.
     """
 
-    def prefill(self, prompts: Sequence[IntArray]) -> LongArray:
-        """Begin one session per prompt, forgetting earlier ones; return (sessions,) the slot of each last token."""
+    def prefill(self, prompts: Sequence[IntArray], shared: int = 0) -> LongArray:
+        """Begin one session per prompt, forgetting earlier ones; return (sessions,) the slot of each last token.
+
+        The first `shared` tokens are the same in all prompts, and most often in those of the next call, too.
+        """
         ...
 
     def extend(self, session: LongArray, slot: LongArray, runs: TokenLists) -> LongArray:
-        """Read run i after slot[i] of session[i], all runs at once; return (runs,) the slots of their last tokens."""
+        """Read run i after slot[i] of session[i], all runs at once; return (tokens,) the slot of every token read."""
         ...
 
     def logprobs(self, slot: LongArray, tokens: TokenLists) -> npt.NDArray[np.float32]:
@@ -54,9 +61,9 @@ class Counts:
 class Found:
     """Result of a search. The lists are flat: session i holds entries offsets[i]..offsets[i+1], best first.
 
-    certified (sessions,): the list is the exact top-k. gap (sessions,): best prefix not followed to its end minus the
-    last score of the list, inf while the list is short of k; a certified list has gap ≤ 0. outside (sessions,):
-    probability that the first token begins no title.
+    certified (sessions,): the list is the exact top-k. gap (sessions,): the most that anything not followed to its end
+    can score minus the last score of the list, inf while the list is short of k; a certified list has gap ≤ 0.
+    outside (sessions,): probability that the first token begins no title.
     """
 
     offsets: LongArray
@@ -74,91 +81,144 @@ def search(
     prompts: Sequence[IntArray],
     k: int,
     *,
-    exclude: TokenLists | None = None,
+    scoring: Scoring = "renormalised",
+    bonus: FloatArray | None = None,
+    filters: Filters | None = None,
     width: int = 20,
+    stride: int = 8,
     budget: int = 2000,
+    shared: int = 0,
 ) -> Found:
-    """Find the k best items of each prompt under renormalised scores.
+    """Find the k best items of each prompt.
 
-    exclude: item positions left out, one list a session; excluded titles take no part in a list, the distribution over
-    the others stays as the model gives it. width: open prefixes read a round. budget: tokens read a session after the
-    prompt, at most; a search that spends it returns what it has, uncertified, with the gap.
+    bonus: (leaves,) added to the score of each title. filters: items that sessions may not be given; the scores of the
+    others stay as they are. width: open prefixes read a round. stride: forced tokens read at most before a title
+    under `joint` scores is weighed again. budget: tokens read a session after the prompt, at most; a search that
+    spends it returns what it has, uncertified, with the gap. shared: first tokens that all prompts have in common.
     """
     n = len(prompts)
-    allowed = _Allowed(trie, n, exclude)
-    done = _Pool(n)
-    open_ = _Pool(n)
+    run = _Run(engine, trie, Eligible(trie, n, filters or Filters()), scoring, trie.highest_below(bonus))
     rounds, spent = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    pruned = np.full(n, -np.inf)  # best prefix that was given up, a bound on everything below it
+    unseen = np.full(n, -np.inf)  # the best that was given up bounds everything not looked at
 
-    slots = engine.prefill(prompts)
-    sessions = np.arange(n)
-    inside = _expand(engine, trie, allowed, done, open_, sessions, np.zeros(n, np.int64), np.zeros(n), slots)
+    slots = engine.prefill(prompts, shared)
+    inside = run.decide(np.arange(n), np.zeros(n, np.int64), np.zeros(n), slots)
     while True:
-        worst = done.kth_score(k)
-        hopeful = open_.score > worst[open_.session]
-        np.maximum.at(pruned, open_.session[~hopeful], open_.score[~hopeful])
-        open_.keep(hopeful)
-        cost = trie.depth[open_.node] - trie.depth[trie.parent[open_.node]]
-        chosen = open_.pop_best(width, cost, budget - spent)
-        if not len(chosen.node):
+        worst = run.done.kth(k, n)
+        hopeful = run.open.bound > worst[run.open.session]
+        np.maximum.at(unseen, run.open.session[~hopeful], run.open.bound[~hopeful])
+        run.open = run.open[hopeful]
+        # Under joint scores every token costs: complete lists first, as a beam does, then whatever could beat them.
+        deep = np.isneginf(worst) & (scoring == "joint")
+        chosen = run.open.best(width, run.next_run(run.open, stride), budget - spent, deep)
+        if not len(chosen):
             break
-        runs = _edges(trie, chosen.node)
-        slots = engine.extend(chosen.session, chosen.slot, runs)
-        np.add.at(spent, chosen.session, runs.lengths)
-        rounds[np.unique(chosen.session)] += 1
-        _expand(engine, trie, allowed, done, open_, chosen.session, chosen.node, chosen.score, slots)
-    np.maximum.at(pruned, open_.session, open_.score)
-    return _result(trie, allowed, done, pruned, k, np.maximum(1 - inside, 0), Counts(rounds, spent))
+        going, lengths = run.open.session[chosen], run.next_run(run.open[chosen], stride)
+        np.add.at(spent, going, lengths)
+        rounds[np.unique(going)] += 1
+        run.read_on(chosen, lengths)
+    np.maximum.at(unseen, run.open.session, run.open.bound)
+    return _result(run, unseen, k, np.maximum(1 - inside, 0), Counts(rounds, spent))
 
 
-def _expand(
-    engine: PrefixScorer,
-    trie: CatalogTrie,
-    allowed: _Allowed,
-    done: _Pool,
-    open_: _Pool,
-    session: LongArray,
-    node: LongArray,
-    score: FloatArray,
-    slot: LongArray,
+def score_catalog(
+    engine: PrefixScorer, trie: CatalogTrie, prompt: IntArray, *, scoring: Scoring = "renormalised", block: int = 4096
 ) -> FloatArray:
-    """Score the children of branching nodes; leaves are complete, the rest is open. Returns (nodes,) their mass."""
-    counts = trie.n_children[node].astype(np.int64)
-    starts = offsets_of(counts)
-    owner = np.repeat(np.arange(len(node)), counts)
-    child = ranges(trie.first_child[node], counts)
-    logp = engine.logprobs(slot, TokenLists(trie.token[child], starts)).astype(np.float64)
-    peak = np.maximum.reduceat(logp, starts[:-1])
-    log_mass = peak + np.log(np.add.reduceat(np.exp(logp - peak[owner]), starts[:-1]))
-    child_score = score[owner] + logp - log_mass[owner]
-    rows = session[owner]
-    items = allowed.count(rows, child)
-    leaf = trie.n_children[child] == 0
-    for pool, part in ((done, leaf & (items > 0)), (open_, ~leaf & (items > 0))):
-        pool.add(rows[part], child[part], child_score[part], slot[owner[part]], items[part])
-    mass: FloatArray = np.exp(log_mass)
-    return mass
+    """(leaves,) score of every title after one prompt, by walking the whole trie, about `block` tokens at a time."""
+    scores = np.empty(trie.n_leaves)
+    part = trie.sequences.offsets[:-1] // block
+    for leaves in np.split(np.arange(trie.n_leaves), np.flatnonzero(np.diff(part)) + 1):
+        items = trie.items[trie.item_ptr[leaves]]
+        only = Filters(allow=TokenLists(items, np.array([0, len(items)])))
+        everything = len(trie.sequences.tokens)
+        found = search(
+            engine, trie, [prompt], len(leaves), scoring=scoring, filters=only,
+            width=everything, stride=everything, budget=everything,
+        )  # fmt: skip
+        scores[trie.leaf_of[found.items]] = found.scores
+    return scores
 
 
-def _edges(trie: CatalogTrie, node: LongArray) -> TokenLists:
-    start, end = trie.depth[trie.parent[node]].astype(np.int64), trie.depth[node].astype(np.int64)
-    offsets = offsets_of(end - start)
-    first = trie.sequences.offsets[trie.lo[node]] + start
-    entries = ranges(first, end - start)
-    return TokenLists(trie.sequences.tokens[entries], offsets)
+class _Run:
+    """The state of one search: open and complete prefixes of all its sessions."""
+
+    def __init__(
+        self, engine: PrefixScorer, trie: CatalogTrie, eligible: Eligible, scoring: Scoring, bonus: FloatArray | None
+    ) -> None:
+        self.engine, self.trie, self.eligible, self.bonus = engine, trie, eligible, bonus
+        self.joint = scoring == "joint"
+        self.open, self.done = Prefixes.none(), Prefixes.none()
+
+    def next_run(self, prefixes: Prefixes, stride: int) -> LongArray:
+        """(prefixes,) tokens that each reads next: to the end of its edge, under joint scores at most `stride`."""
+        # Nothing is asked after the last token of a title, so it need not be read.
+        rest = self.trie.depth[prefixes.node] - prefixes.read - (self.trie.n_children[prefixes.node] == 0)
+        lengths: LongArray = np.minimum(rest, stride) if self.joint else rest
+        return lengths
+
+    def read_on(self, chosen: LongArray, lengths: LongArray) -> None:
+        """Read each chosen open prefix on by `lengths` tokens; score what comes after them."""
+        trie, rest = self.trie, np.ones(len(self.open), np.bool_)
+        rest[chosen] = False
+        moved, self.open = self.open[chosen], self.open[rest]
+        self.open.fresh = np.zeros(len(self.open), np.bool_)
+        start = trie.sequences.offsets[trie.lo[moved.node]] + moved.read
+        runs = TokenLists(trie.sequences.tokens[ranges(start, lengths)], offsets_of(lengths))
+        slots = self.engine.extend(moved.session, moved.slot, runs)
+        moved.read = moved.read + lengths
+        moved.slot = slots[runs.offsets[1:] - 1]
+        branching = moved.read == trie.depth[moved.node]
+        # Each token read foretells the next of its path; at a branching point that is the children's business.
+        scored = lengths - branching
+        if self.joint and scored.any():
+            forced = TokenLists(trie.sequences.tokens[ranges(start + 1, scored)], np.arange(scored.sum() + 1))
+            logp = self.engine.logprobs(slots[ranges(runs.offsets[:-1], scored)], forced).astype(np.float64)
+            cost = np.bincount(np.repeat(np.arange(len(moved)), scored), logp, len(moved))
+            moved.score, moved.bound = moved.score + cost, moved.bound + cost
+            self._add(moved[~branching])
+        at = moved[branching]
+        self.decide(at.session, at.node, at.score, at.slot)
+
+    def decide(self, session: LongArray, node: LongArray, score: FloatArray, slot: LongArray) -> FloatArray:
+        """Score the children of branching nodes that have been read to their end; returns (nodes,) their mass."""
+        if not len(node):
+            return np.empty(0)
+        trie = self.trie
+        counts = trie.n_children[node].astype(np.int64)
+        starts = offsets_of(counts)
+        owner = np.repeat(np.arange(len(node)), counts)
+        child = ranges(trie.first_child[node], counts)
+        logp = self.engine.logprobs(slot, TokenLists(trie.token[child], starts)).astype(np.float64)
+        peak = np.maximum.reduceat(logp, starts[:-1])
+        log_mass = peak + np.log(np.add.reduceat(np.exp(logp - peak[owner]), starts[:-1]))
+        child_score = score[owner] + logp - (0 if self.joint else log_mass[owner])
+        rows = session[owner]
+        weight = self.eligible.below(rows, child)
+        some = weight > 0
+        owner, child, child_score = owner[some], child[some], child_score[some]
+        bound = child_score if self.bonus is None else child_score + self.bonus[child]
+        read = trie.depth[node].astype(np.int64)[owner]
+        fresh = np.ones(len(child), np.bool_)
+        self._add(Prefixes(rows[some], child, read, slot[owner], child_score, bound, weight[some], fresh))
+        mass: FloatArray = np.exp(log_mass)
+        return mass
+
+    def _add(self, prefixes: Prefixes) -> None:
+        leaf = self.trie.n_children[prefixes.node] == 0
+        # What follows a leaf's deciding token is forced: free when renormalised, else to be read and scored.
+        complete = leaf if not self.joint else leaf & (prefixes.read == self.trie.depth[prefixes.node] - 1)
+        self.done += prefixes[complete]
+        self.open += prefixes[~complete]
 
 
-def _result(
-    trie: CatalogTrie, allowed: _Allowed, done: _Pool, unseen: FloatArray, k: int, outside: FloatArray, counts: Counts
-) -> Found:
-    n = len(outside)
-    order = np.lexsort((done.node, -done.score, done.session))
+def _result(run: _Run, unseen: FloatArray, k: int, outside: FloatArray, counts: Counts) -> Found:
+    n, trie, done = len(outside), run.trie, run.done
+    order = np.lexsort((done.node, -done.bound, done.session))
     leaf = trie.lo[done.node[order]]
     size = trie.item_ptr[leaf + 1] - trie.item_ptr[leaf]
-    entry = ranges(trie.item_ptr[leaf], size)
-    session, score, item = np.repeat(done.session[order], size), np.repeat(done.score[order], size), trie.items[entry]
-    keep = allowed.item(session, item)
+    session, score = np.repeat(done.session[order], size), np.repeat(done.bound[order], size)
+    item = trie.items[ranges(trie.item_ptr[leaf], size)]
+    keep = run.eligible.items(session, item)
     session, score, item = session[keep], score[keep], item[keep]
     first = np.searchsorted(session, np.arange(n))
     keep = np.arange(len(session)) - first[session] < k
@@ -170,76 +230,4 @@ def _result(
     last[lengths >= k] = score[offsets[1:][lengths >= k] - 1]
     gap = np.where(np.isneginf(unseen), -np.inf, unseen - np.where(np.isneginf(last), 0, last))
     gap[np.isneginf(last) & ~np.isneginf(unseen)] = np.inf
-    certified = unseen <= last
-    return Found(offsets, item, score, certified, gap, outside, counts)
-
-
-class _Allowed:
-    """Which items each session may be given, counted below any node without touching the trie."""
-
-    def __init__(self, trie: CatalogTrie, n: int, exclude: TokenLists | None) -> None:
-        self.trie = trie
-        exclude = exclude or TokenLists(np.empty(0, np.int32), np.zeros(n + 1, np.int64))
-        session = np.repeat(np.arange(n), exclude.lengths)
-        # One sorted key per excluded item: a range of leaves of one session is then a range of keys.
-        leaf = trie.leaf_of[exclude.tokens].astype(np.int64)
-        unique = np.unique(np.stack([session, leaf, exclude.tokens.astype(np.int64)]), axis=1)
-        self.leaf_keys = unique[0] * trie.n_leaves + unique[1]
-        self.item_keys = np.sort(unique[0] * trie.n_items + unique[2])
-
-    def count(self, session: LongArray, node: LongArray) -> LongArray:
-        """Number of items below each node that its session may be given."""
-        lo, hi = self.trie.lo[node].astype(np.int64), self.trie.hi[node].astype(np.int64)
-        base = session * self.trie.n_leaves
-        excluded = np.searchsorted(self.leaf_keys, base + hi) - np.searchsorted(self.leaf_keys, base + lo)
-        return self.trie.item_ptr[hi] - self.trie.item_ptr[lo] - excluded
-
-    def item(self, session: LongArray, item: IntArray) -> npt.NDArray[np.bool_]:
-        """Whether each session may be given each item."""
-        return ~np.isin(session * self.trie.n_items + item, self.item_keys)
-
-
-class _Pool:
-    """Prefixes of many sessions as parallel arrays; `slot` is the parent's, `weight` the number of items below."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self.session = self.node = self.slot = self.weight = np.empty(0, np.int64)
-        self.score = np.empty(0)
-
-    def add(self, session: LongArray, node: LongArray, score: FloatArray, slot: LongArray, weight: LongArray) -> None:
-        self.session = np.concatenate([self.session, session])
-        self.node = np.concatenate([self.node, node])
-        self.score = np.concatenate([self.score, score])
-        self.slot = np.concatenate([self.slot, slot])
-        self.weight = np.concatenate([self.weight, weight])
-
-    def keep(self, which: npt.NDArray[np.bool_] | LongArray) -> None:
-        self.session, self.node, self.slot = self.session[which], self.node[which], self.slot[which]
-        self.score, self.weight = self.score[which], self.weight[which]
-
-    def kth_score(self, k: int) -> FloatArray:
-        """(sessions,) score of each session's k-th best item; -inf while there are fewer."""
-        order = np.lexsort((-self.score, self.session))
-        session = self.session[order]
-        total = np.cumsum(self.weight[order])
-        before = np.concatenate([[0], total])[np.searchsorted(session, np.arange(self.n))]
-        reached = total - before[session] >= k
-        worst = np.full(self.n, -np.inf)
-        np.maximum.at(worst, session[reached], self.score[order][reached])
-        return worst
-
-    def pop_best(self, width: int, cost: IntArray, room: LongArray) -> _Pool:
-        """Take out each session's `width` best prefixes, as far as their `cost` (prefixes,) fits its `room`."""
-        order = np.lexsort((-self.score, self.session))
-        session = self.session[order]
-        first = np.searchsorted(session, np.arange(self.n))
-        total = np.concatenate([[0], np.cumsum(cost[order])])
-        fits = total[1:] - total[first[session]] <= room[session]
-        best = order[(np.arange(len(order)) - first[session] < width) & fits]
-        chosen = _Pool(self.n)
-        chosen.add(self.session[best], self.node[best], self.score[best], self.slot[best], self.weight[best])
-        rest = np.ones(len(order), np.bool_)
-        rest[best] = False
-        self.keep(rest)
-        return chosen
+    return Found(offsets, item, score, unseen <= last, gap, outside, counts)

@@ -91,6 +91,16 @@ class CatalogTrie:
         node = np.concatenate([*branch, np.empty(0, np.int32)]).astype(np.int32)
         return ptr, where[order], node[order]
 
+    def highest_below(self, values: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64] | None:
+        """(nodes,) the highest of `values` (leaves,) among the leaves below each node; None for None."""
+        if values is None:
+            return None
+        # reduceat reads bounds lo, hi, lo, hi, …: every other answer is that of a node. The value at the end is for hi.
+        highest: npt.NDArray[np.float64] = np.maximum.reduceat(
+            np.append(values, -np.inf), np.stack([self.lo, self.hi], axis=1).ravel()
+        )[::2]
+        return highest
+
     def describe(self) -> str:
         """One line for people: sizes and how much is forced."""
         branches = int((self.n_children > 0).sum())

@@ -144,6 +144,7 @@ class HuggingFaceEngine:
         self.device = next(model.parameters()).device
         self.context = _context(model.config)
         self._tree: _Tree | None = None
+        self._shared: tuple[IntArray, DynamicCache] | None = None
         self._check()
 
     @classmethod
@@ -157,24 +158,30 @@ class HuggingFaceEngine:
         return cls(loaded.to(device=device(), dtype=torch_dtype(dtype)), load_tokenizer(model, revision))
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[IntArray]) -> LongArray:
-        """Read the prompts, right-padded to one batch; slots 0..n-1 are their last tokens."""
+    def prefill(self, prompts: Sequence[IntArray], shared: int = 0) -> LongArray:
+        """Read the prompts, right-padded to one batch; slots 0..n-1 are their last tokens.
+
+        Keys and values of the `shared` first tokens are kept from one call to the next.
+        """
         lengths = np.array([len(prompt) for prompt in prompts], np.int64)
         self._require_room(lengths)
+        shared = min(shared, int(lengths.min()) - 1)  # each row needs a token of its own to begin from
         columns = int(lengths.max())
         ids = np.zeros((len(prompts), columns), np.int64)
         ids[np.arange(columns) < lengths[:, None]] = np.concatenate(prompts)
-        cache = DynamicCache()
+        cache = self._opening(prompts[0][:shared], len(prompts))
         # Padding stands after the prompt, where causal attention never sees it: no mask is needed here.
-        states = self.body(input_ids=self._tensor(ids), past_key_values=cache, use_cache=True).last_hidden_state
-        hidden = states[torch.arange(len(prompts)), self._tensor(lengths - 1)]
+        states = self.body(
+            input_ids=self._tensor(ids[:, shared:]), past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        hidden = states[torch.arange(len(prompts)), self._tensor(lengths - 1 - shared)]
         sessions = np.arange(len(prompts))
         self._tree = _Tree(cache, sessions, lengths, columns, hidden, lengths, np.zeros((len(prompts), 0), np.bool_))
         return sessions
 
     @torch.inference_mode()
     def extend(self, session: LongArray, slot: LongArray, runs: TokenLists) -> LongArray:
-        """Read every run after its slot, in one forward for all sessions."""
+        """Read every run after its slot, in one forward for all sessions; every token gets a slot."""
         tree = self._begun()
         self._require_room(tree.length[slot] + runs.lengths)
         self._drop_finished(tree, session)
@@ -208,12 +215,12 @@ class HuggingFaceEngine:
             use_cache=True,
         ).last_hidden_state
 
-        last = np.flatnonzero(within == runs.lengths[run] - 1)
-        last = last[np.argsort(run[last])]
-        slots = len(tree.length) + np.arange(len(runs))
-        tree.hidden = torch.cat([tree.hidden, states[self._tensor(row[last]), self._tensor(column[last])]])
-        tree.length = np.concatenate([tree.length, tree.length[slot] + runs.lengths])
-        visible = np.concatenate([earlier[row[last], column[last]], own[row[last], column[last]]], axis=1)
+        back = np.argsort(order)  # from side by side to the order of the runs
+        row, column = row[back], column[back]
+        slots = len(tree.length) + np.arange(len(row))
+        tree.hidden = torch.cat([tree.hidden, states[self._tensor(row), self._tensor(column)]])
+        tree.length = np.concatenate([tree.length, position[row, column] + 1])
+        visible = np.concatenate([earlier[row, column], own[row, column]], axis=1)
         before = np.pad(tree.visible, ((0, 0), (0, shape[1])))
         tree.visible = np.concatenate([before, visible])
         return slots
@@ -232,6 +239,19 @@ class HuggingFaceEngine:
             wanted = self._tensor(tokens.tokens[tokens.offsets[start] : tokens.offsets[stop]].astype(np.int64))
             parts.append((logits[owner, wanted] - norm[owner]).cpu().numpy())
         return np.concatenate(parts)
+
+    def _opening(self, tokens: IntArray, rows: int) -> DynamicCache:
+        """A cache that has read `tokens` in every row; they are computed only when they differ from the last call's."""
+        cache = DynamicCache()
+        if not len(tokens):
+            return cache
+        if self._shared is None or not np.array_equal(self._shared[0], tokens):
+            fresh = DynamicCache()
+            self.body(input_ids=self._tensor(tokens[None].astype(np.int64)), past_key_values=fresh, use_cache=True)
+            self._shared = (tokens, fresh)
+        for index, layer in enumerate(self._shared[1].layers):
+            cache.update(*(part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values)), index)
+        return cache
 
     def _drop_finished(self, tree: _Tree, session: LongArray) -> None:
         """Shrink the cache to the sessions that go on."""

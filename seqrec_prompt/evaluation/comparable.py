@@ -16,7 +16,6 @@ from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Holdout
 from seqrec_prompt.errors import DataError
-from seqrec_prompt.ragged import offsets_of, ranges
 from seqrec_prompt.recommenders.base import Recommendations
 from seqrec_prompt.recommenders.files import RecommendationFile, read, read_file_manifest
 
@@ -67,7 +66,7 @@ def load_comparison(paths: Sequence[Path], data: Path, dataset: Dataset, taken_n
     where = [np.array([position[session_id] for session_id in file.lists.session_ids]) for file in files]
     names = row_names(paths, taken_names)
     rows = [
-        Row(name, take(file.lists, np.argsort(order)), file.path, hash_file(file.path), file.manifest)
+        Row(name, file.lists.take(np.argsort(order)), file.path, hash_file(file.path), file.manifest)
         for name, file, order in zip(names, files, where, strict=True)
     ]
     return Comparison(dataset.split.test.take(np.sort(where[0])), rows, exclude_seen)
@@ -87,22 +86,6 @@ def row_names(paths: Sequence[Path], taken: Iterable[str] = ()) -> list[str]:
         if deeper == depths:
             return names
         depths = deeper
-
-
-def take(lists: Recommendations, which: npt.NDArray[np.intp]) -> Recommendations:
-    """Select lists by position, in the order given."""
-    starts, lengths = lists.offsets[which], np.diff(lists.offsets)[which]
-    offsets = offsets_of(lengths)
-    entries = ranges(starts, lengths)
-    return Recommendations(
-        lists.session_ids[which],
-        offsets,
-        lists.items[entries],
-        lists.scores[entries],
-        lists.certified[which],
-        lists.gap[which],
-        lists.provenance,
-    )
 
 
 def _check_data(paths: Sequence[Path], data: Path, dataset: Dataset) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqrec_prompt.data.sessions import IdArray, Sessions
-from seqrec_prompt.ragged import IntArray, LongArray, offsets_of
+from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, ranges
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -24,6 +24,7 @@ class Recommendations:
     certified: (n,) True where the list is proven to be the exact top-k under the scorer.
     gap: (n,) best score anything unseen could still reach minus the last score of the list; ≤ 0 when certified.
     provenance: how the items were found (constrained | exact | normalised | fuzzy | embedding), one for all.
+    outside: (n,) probability that the model would name something that is no item; None when nothing was generated.
     """
 
     session_ids: IdArray
@@ -33,6 +34,7 @@ class Recommendations:
     certified: npt.NDArray[np.bool_]
     gap: FloatArray
     provenance: str = "exact"
+    outside: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.session_ids)
@@ -64,6 +66,7 @@ class Recommendations:
     def concatenate(cls, parts: Sequence[Recommendations]) -> Recommendations:
         """Join lists of different sessions, in order; all parts share one provenance."""
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        outside = [part.outside for part in parts if part.outside is not None]
         return cls(
             np.concatenate([part.session_ids for part in parts]),
             offsets_of(lengths),
@@ -72,6 +75,22 @@ class Recommendations:
             np.concatenate([part.certified for part in parts]),
             np.concatenate([part.gap for part in parts]),
             parts[0].provenance,
+            np.concatenate(outside) if outside else None,
+        )
+
+    def take(self, which: LongArray) -> Recommendations:
+        """Select lists by position, in the order given."""
+        lengths = np.diff(self.offsets)[which]
+        entries = ranges(self.offsets[which], lengths)
+        return Recommendations(
+            self.session_ids[which],
+            offsets_of(lengths),
+            self.items[entries],
+            self.scores[entries],
+            self.certified[which],
+            self.gap[which],
+            self.provenance,
+            None if self.outside is None else self.outside[which],
         )
 
 

@@ -1,7 +1,8 @@
 """Recommendations as Parquet files: one row a recommended item.
 
-Columns: session_id, rank (from 1), item_id, score, provenance, certified, gap. A session with an empty list keeps one
-row with a null item and rank 0, so that no session is lost. The file's metadata carries the manifest of its making.
+Columns: session_id, rank (from 1), item_id, score, provenance, and, of the whole list, certified, gap, outside. A
+session with an empty list keeps one row with a null item and rank 0, so that no session is lost. The file's metadata
+carries the manifest of its making.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         ("provenance", pa.string()),
         ("certified", pa.bool_()),
         ("gap", pa.float64()),
+        ("outside", pa.float64()),
     ]
 )
 METADATA_KEY = b"seqrec_prompt"
@@ -122,6 +124,7 @@ def _table(lists: Recommendations, catalog: Catalog) -> pa.Table:
             "provenance": pa.array([lists.provenance] * len(session)),
             "certified": lists.certified[session],
             "gap": lists.gap[session],
+            "outside": pa.nulls(len(session), pa.float64()) if lists.outside is None else lists.outside[session],
         }
     )
 
@@ -140,11 +143,13 @@ def _lists(table: pa.Table, catalog: Catalog, path: Path) -> Recommendations:
         table["certified"].to_numpy()[first] if "certified" in table.column_names else np.zeros(len(first), bool)
     )
     gap = table["gap"].to_numpy()[first] if "gap" in table.column_names else np.full(len(first), np.nan)
+    outside = None
+    if "outside" in table.column_names and not table["outside"].null_count:
+        outside = table["outside"].to_numpy()[first]
     provenance = table["provenance"][0].as_py() if len(table) and "provenance" in table.column_names else "exact"
     offsets = offsets_of(counts)
-    return Recommendations(
-        session_id[first], offsets, items[real].astype(np.int32), score[real].astype(float), certified, gap, provenance
-    )
+    score, found = score[real].astype(float), items[real].astype(np.int32)
+    return Recommendations(session_id[first], offsets, found, score, certified, gap, provenance, outside)
 
 
 def _group(session_id: Any) -> tuple[Any, Any]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.decoding.search import Found, PrefixScorer, search
+from seqrec_prompt.decoding.frontier import FloatArray
+from seqrec_prompt.decoding.search import Found, PrefixScorer, Scoring, score_catalog, search
 from seqrec_prompt.decoding.trie import CatalogTrie
 from seqrec_prompt.prompting.templates import Prompter
-from seqrec_prompt.ragged import TokenLists
 from seqrec_prompt.recommenders.base import Recommendations
+from seqrec_prompt.recommenders.rules import Rules
 
 
 @dataclass
@@ -48,21 +49,25 @@ class Effort:
 class LLMSeqPrompt:
     """Recommends by decoding the most probable titles after the prompt; every item is real, every list distinct.
 
-    context: most tokens of prompt and title together. batch_size: sessions decoded together. budget: tokens read after
-    each prompt at most.
+    context: most tokens of prompt and title together. scoring: `renormalised` over the catalog or the model's own
+    `joint` probability. bonus: (leaves,) added to titles, see `log_prior`. rules: items that sessions may not be
+    given. batch_size: sessions decoded together. budget: tokens read after each prompt at most.
     """
 
     engine: PrefixScorer
     prompter: Prompter
     trie: CatalogTrie
     context: int
+    scoring: Scoring = "renormalised"
+    bonus: FloatArray | None = None
+    rules: Rules = field(default_factory=Rules)
     batch_size: int = 8
     budget: int = 2000
     name: str = "LLMSeqPrompt"
     effort: Effort = field(default_factory=Effort)
 
     def recommend(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
-        """Return the k most probable items of each session, in the order of `sessions`."""
+        """Return the k best items of each session, in the order of `sessions`."""
         return Recommendations.concatenate(list(self.batches(sessions, k, exclude_seen=exclude_seen)))
 
     def batches(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Iterator[Recommendations]:
@@ -72,9 +77,27 @@ class LLMSeqPrompt:
             batch = np.arange(start, min(start + self.batch_size, len(sessions)))
             prompts = [self.prompter.prompt(items) for items in shown.take(batch)]
             part = sessions.take(batch)
-            seen = TokenLists(part.items, part.offsets) if exclude_seen else None
-            found = search(self.engine, self.trie, prompts, k, exclude=seen, budget=self.budget)
+            found = search(
+                self.engine,
+                self.trie,
+                prompts,
+                k,
+                scoring=self.scoring,
+                bonus=self.bonus,
+                filters=self.rules.filters(part, exclude_seen=exclude_seen),
+                budget=self.budget,
+                shared=len(self.prompter.head),
+            )
             self.effort.add(sum(map(len, prompts)), found)
             yield Recommendations(
-                part.ids, found.offsets, found.items, found.scores, found.certified, found.gap, "constrained"
-            )
+                part.ids, found.offsets, found.items, found.scores, found.certified, found.gap, "constrained",
+                found.outside,
+            )  # fmt: skip
+
+
+def log_prior(engine: PrefixScorer, prompter: Prompter, trie: CatalogTrie, scoring: Scoring) -> FloatArray:
+    """(leaves,) log p(title | empty session): how much the model likes each title for its own sake.
+
+    Added with weight −λ, it corrects the scores for it: log p(title | session) − λ·log p(title | empty session).
+    """
+    return score_catalog(engine, trie, prompter.prompt(np.empty(0, np.int32)), scoring=scoring)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from seqrec_prompt.recommenders.base import Recommendations
     from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
 
+FILTERS = ("deny", "allow", "out_of_stock")
 CHUNK = 64  # sessions between two writes of the journal: the most that a stopped run has to repeat
 
 
@@ -34,7 +35,20 @@ class RecommendConfig(Config):
     )
     k: int = Field(20, ge=1, description="items a session")
     max_sessions: int | None = Field(None, ge=1, description="only this many test sessions, drawn with --seed")
+    scoring: Literal["renormalised", "joint"] = Field(
+        "renormalised",
+        description="'renormalised': the model's distribution over the catalog; 'joint': its own probability of every "
+        "token of a title, slower",
+    )
+    prior_weight: float = Field(
+        0, ge=0, description="λ: take λ·log p(title | empty session) from each score; more of the less popular items"
+    )
     exclude_seen: bool = Field(False, description="leave out the items of the session itself")
+    deny: Path | None = Field(None, description="table of session_id and item_id: items a session is not given")
+    allow: Path | None = Field(
+        None, description="table of session_id and item_id: the only items given to the sessions it names"
+    )
+    out_of_stock: Path | None = Field(None, description="table of item_id: items that no session is given")
     template: TemplateConfig | None = Field(None, description="prompt; with an adapter, the one it was trained with")
     context: int = Field(2048, ge=16, description="longest prompt with a title, in tokens; older items go first")
     batch_size: int = Field(8, ge=1, description="sessions decoded together")
@@ -59,6 +73,7 @@ def recommend(config: RecommendConfig) -> Path:
 
     template, inputs = _template(config, model_hash(config.model, config.revision))
     inputs |= {"data": data.hash, "template": hash_json(template.resolved())}
+    inputs |= {name: hash_file(file) for name in FILTERS if (file := getattr(config, name)) and file.exists()}
     wanted = manifest("recommend", config.resolved(), inputs)
     found = files.read_file_manifest(config.out)
     journal_file = config.out.with_name(config.out.name + ".journal")
@@ -140,26 +155,35 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
 def _recommender(config: RecommendConfig, data: Dataset, template: TemplateConfig, engine: Any) -> LLMSeqPrompt:
     from seqrec_prompt.decoding.trie import compile_trie
     from seqrec_prompt.prompting.templates import compile_template
-    from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
+    from seqrec_prompt.recommenders.prompt import LLMSeqPrompt, log_prior
+    from seqrec_prompt.recommenders.rules import load_rules
 
     prompter = compile_template(template, data.catalog, engine.tokenizer)
     # Items that share a title are told apart by how often they occur in train.
     trie = compile_trie(prompter.answers, data.popularity)
     context = min(config.context, engine.context)
-    return LLMSeqPrompt(engine, prompter, trie, context, config.batch_size, config.budget)
+    bonus = None
+    if config.prior_weight:
+        bonus = -config.prior_weight * log_prior(engine, prompter, trie, config.scoring)
+    rules = load_rules(data.catalog, config.deny, config.allow, config.out_of_stock)
+    return LLMSeqPrompt(engine, prompter, trie, context, config.scoring, bonus, rules, config.batch_size, config.budget)
 
 
 def _record(lists: list[Recommendations], order: Any) -> dict[str, Any]:
     """One journal record: the lists of a chunk in the order of the data."""
+    import numpy as np
+
     from seqrec_prompt.recommenders.base import Recommendations
 
-    merged = Recommendations.concatenate(lists)
+    merged = Recommendations.concatenate(lists).take(order)
+    scores = np.split(merged.scores, merged.offsets[1:-1])
     return {
-        "sessions": merged.session_ids[order].tolist(),
-        "items": [merged[i].tolist() for i in order],
-        "scores": [merged.scores[merged.offsets[i] : merged.offsets[i + 1]].tolist() for i in order],
-        "certified": merged.certified[order].tolist(),
-        "gap": merged.gap[order].tolist(),
+        "sessions": merged.session_ids.tolist(),
+        "items": [items.tolist() for items in merged],
+        "scores": [part.tolist() for part in scores],
+        "certified": merged.certified.tolist(),
+        "gap": merged.gap.tolist(),
+        "outside": [] if merged.outside is None else merged.outside.tolist(),
     }
 
 
@@ -179,6 +203,7 @@ def _read(journal: Journal) -> Iterator[Recommendations]:
             np.array(record["certified"], np.bool_),
             np.array(record["gap"], np.float64),
             "constrained",
+            np.array(record["outside"], np.float64),
         )
 
 

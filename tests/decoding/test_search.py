@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import PlainTrie
 
-from seqrec_prompt.decoding.search import Found, search
+from seqrec_prompt.decoding.eligible import Filters
+from seqrec_prompt.decoding.search import Found, score_catalog, search
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.ragged import TokenLists
 
@@ -33,6 +35,21 @@ def bushy_catalog(seed: int) -> list[list[int]]:
 catalogs = small_catalogs | st.integers(0, 10**6).map(bushy_catalog)
 
 
+@dataclass(frozen=True)
+class Mode:
+    """How titles are scored: which score, and how far each may be liked for its own sake."""
+
+    scoring: str = "renormalised"
+    liking: float = 0.0
+
+    def bonus(self, title: list[int]) -> float:
+        return self.liking * (zlib.crc32(bytes(title)) % 1000) / 1000
+
+
+PLAIN = Mode()
+modes = st.builds(Mode, st.sampled_from(["renormalised", "joint"]), st.sampled_from([0.0, 0.5, 6.0]))
+
+
 class Scorer:
     """Next-token log-probs as a fixed random function of the whole prefix; keeps account of what it is asked."""
 
@@ -47,7 +64,8 @@ class Scorer:
         logits = self.sharp * draw.normal(size=VOCABULARY)
         return logits - np.log(np.exp(logits).sum())
 
-    def prefill(self, prompts):
+    def prefill(self, prompts, shared=0):
+        assert len({tuple(prompt[:shared].tolist()) for prompt in prompts}) <= 1, "what is shared is the same in all"
         self.prefixes = [(i, tuple(map(int, prompt))) for i, prompt in enumerate(prompts)]
         self.rounds, self.read = [set(range(len(prompts)))], dict.fromkeys(range(len(prompts)), 0)
         return np.arange(len(prompts))
@@ -61,7 +79,9 @@ class Scorer:
             owner, prefix = self.prefixes[parent]
             assert owner == row, "a run of one session continues another"
             assert len(runs[i]) > 0
-            self.prefixes.append((row, prefix + tuple(map(int, runs[i]))))
+            for token in runs[i].tolist():
+                prefix = (*prefix, token)
+                self.prefixes.append((row, prefix))
             self.read[row] += len(runs[i])
         return np.arange(first, len(self.prefixes))
 
@@ -70,16 +90,26 @@ class Scorer:
         return np.concatenate(rows)
 
 
-def oracle(scorer: Scorer, catalog: list[list[int]], prompt: list[int]) -> np.ndarray:
-    """(items,) renormalised scores, each title walked alone."""
+def oracle(scorer: Scorer, catalog: list[list[int]], prompt: list[int], mode: Mode = PLAIN) -> np.ndarray:
+    """(items,) scores, each title walked alone."""
+
+    def after(title):
+        return lambda n: scorer.row((*prompt, *title[:n]))
+
     plain = PlainTrie(catalog)
-    return np.array([plain.score(t, lambda n, t=t: scorer.row((*prompt, *t[:n]))) for t in catalog])
+    if mode.scoring == "joint":
+        found = [sum(after(title)(n)[token] for n, token in enumerate(title)) for title in catalog]
+    else:
+        found = [plain.score(title, after(title)) for title in catalog]
+    return np.array(found) + [mode.bonus(title) for title in catalog]
 
 
-def run(scorer, catalog, prompts, k, exclude=None, **limits) -> Found:
+def run(scorer, catalog, prompts, k, excluded=None, mode=PLAIN, filters=None, **limits) -> Found:
     trie = compile_trie(TokenLists.of(catalog))
     arrays = [np.array(prompt, np.int32) for prompt in prompts]
-    return search(scorer, trie, arrays, k, exclude=None if exclude is None else TokenLists.of(exclude), **limits)
+    bonus = np.array([mode.bonus(title.tolist()) for title in trie.sequences]) if mode.liking else None
+    filters = filters or Filters(deny=None if excluded is None else TokenLists.of(excluded))
+    return search(scorer, trie, arrays, k, scoring=mode.scoring, bonus=bonus, filters=filters, **limits)
 
 
 def lists(found: Found) -> list[tuple[list[int], np.ndarray]]:
@@ -102,26 +132,26 @@ def assert_exact(items: list[int], scores: np.ndarray, every: np.ndarray, allowe
 
 
 @settings(max_examples=200, deadline=None)
-@given(catalogs, prompt_lists, sharpness, few_or_many, st.integers(1, 50), st.data())
-def test_certified_lists_are_the_exact_top_k_of_what_is_allowed(catalog, prompts, sharp, k, width, data):
+@given(catalogs, prompt_lists, sharpness, few_or_many, st.integers(1, 50), modes, st.integers(1, 4), st.data())
+def test_certified_lists_are_the_exact_top_k_of_what_is_allowed(catalog, prompts, sharp, k, width, mode, stride, data):
     scorer = Scorer(sharp)
     excluded = draw_exclusions(data, catalog, prompts)
-    found = run(scorer, catalog, prompts, k, excluded, width=width, budget=10**6)
+    found = run(scorer, catalog, prompts, k, excluded, mode, width=width, stride=stride, budget=10**6)
     assert found.certified.all(), "without a limit every list is proved"
     assert (found.gap <= 0).all()
     for (items, scores), prompt, out in zip(lists(found), prompts, excluded, strict=True):
         allowed = sorted(set(range(len(catalog))) - set(out))
-        assert_exact(items, scores, oracle(scorer, catalog, prompt), allowed, k)
+        assert_exact(items, scores, oracle(scorer, catalog, prompt, mode), allowed, k)
 
 
 @settings(max_examples=200, deadline=None)
-@given(catalogs, prompt_lists, sharpness, few_or_many, st.integers(1, 5), st.integers(0, 25), st.data())
-def test_a_spent_budget_gives_true_scores_and_a_true_bound(catalog, prompts, sharp, k, width, budget, data):
+@given(catalogs, prompt_lists, sharpness, few_or_many, st.integers(1, 5), st.integers(0, 25), modes, st.data())
+def test_a_spent_budget_gives_true_scores_and_a_true_bound(catalog, prompts, sharp, k, width, budget, mode, data):
     scorer = Scorer(sharp)
     excluded = draw_exclusions(data, catalog, prompts)
-    found = run(scorer, catalog, prompts, k, excluded, width=width, budget=budget)
+    found = run(scorer, catalog, prompts, k, excluded, mode, width=width, budget=budget)
     for i, (items, scores) in enumerate(lists(found)):
-        every = oracle(scorer, catalog, prompts[i])
+        every = oracle(scorer, catalog, prompts[i], mode)
         allowed = sorted(set(range(len(catalog))) - set(excluded[i]))
         if found.certified[i]:
             assert_exact(items, scores, every, allowed, k)
@@ -140,18 +170,18 @@ def test_a_spent_budget_gives_true_scores_and_a_true_bound(catalog, prompts, sha
 
 
 @settings(max_examples=100, deadline=None)
-@given(catalogs, prompt_lists, sharpness, st.integers(1, 5), st.integers(1, 25))
-def test_no_session_reads_more_than_its_budget(catalog, prompts, sharp, width, budget):
+@given(catalogs, prompt_lists, sharpness, st.integers(1, 5), st.integers(1, 25), modes)
+def test_no_session_reads_more_than_its_budget(catalog, prompts, sharp, width, budget, mode):
     scorer = Scorer(sharp)
-    run(scorer, catalog, prompts, 30, width=width, budget=budget)
+    run(scorer, catalog, prompts, 30, mode=mode, width=width, budget=budget)
     assert max(scorer.read.values()) <= budget
 
 
 @settings(max_examples=100, deadline=None)
-@given(catalogs, prompt_lists, sharpness)
-def test_counts_are_what_the_engine_was_asked_to_read(catalog, prompts, sharp):
+@given(catalogs, prompt_lists, sharpness, modes)
+def test_counts_are_what_the_engine_was_asked_to_read(catalog, prompts, sharp, mode):
     scorer = Scorer(sharp)
-    found = run(scorer, catalog, prompts, 5, width=3)
+    found = run(scorer, catalog, prompts, 5, mode=mode, width=3)
     assert found.counts.tokens.tolist() == [scorer.read[i] for i in range(len(prompts))]
     expected = [sum(i in going for going in scorer.rounds[1:]) for i in range(len(prompts))]
     assert found.counts.rounds.tolist() == expected
@@ -167,7 +197,8 @@ def test_forty_branching_titles_give_the_exact_list_without_reading_all(k, width
         assert found.certified[0]
         assert_exact(*lists(found)[0], oracle(scorer, catalog, [seed % 7]), list(range(len(catalog))), k)
         trie = compile_trie(TokenLists.of(catalog))
-        unread += int((trie.n_children[1:] > 0).sum()) - (len(scorer.prefixes) - 1)
+        inner = np.flatnonzero(trie.n_children[1:]) + 1
+        unread += int((trie.depth[inner] - trie.depth[trie.parent[inner]]).sum()) - (len(scorer.prefixes) - 1)
     assert unread > 0, "branches that cannot matter are not read"
 
 
@@ -236,3 +267,48 @@ def test_a_session_gets_the_same_list_alone_and_in_a_batch(catalog, prompts, sha
     for prompt, (items, scores) in zip(prompts, together, strict=True):
         ((alone, alone_scores),) = lists(run(Scorer(sharp), catalog, [prompt], k))
         assert (items, scores.tolist()) == (alone, alone_scores.tolist())
+
+
+@settings(max_examples=150, deadline=None)
+@given(catalogs, prompt_lists, sharpness, few_or_many, modes, st.data())
+def test_filters_together_leave_the_exact_top_k_of_the_rest(catalog, prompts, sharp, k, mode, data):
+    n, item = len(prompts), st.integers(0, len(catalog) - 1)
+    some = st.lists(st.lists(item, max_size=25), min_size=n, max_size=n)
+    deny, allow = data.draw(some | st.none()), data.draw(some | st.none())
+    limited = data.draw(st.lists(st.booleans(), min_size=n, max_size=n) | st.none())
+    stock = data.draw(st.lists(st.booleans(), min_size=len(catalog), max_size=len(catalog)) | st.none())
+    filters = Filters(
+        *(None if part is None else TokenLists.of(part) for part in (deny, allow)),
+        *(None if part is None else np.array(part) for part in (limited, stock)),
+    )
+    scorer = Scorer(sharp)
+    found = run(scorer, catalog, prompts, k, mode=mode, filters=filters, budget=10**6)
+    assert found.certified.all()
+    for i, (items, scores) in enumerate(lists(found)):
+        may = set(range(len(catalog)))
+        if stock is not None:
+            may = {item for item in may if stock[item]}
+        if deny is not None:
+            may -= set(deny[i])
+        if allow is not None and (limited is None or limited[i]):
+            may &= set(allow[i])
+        assert_exact(items, scores, oracle(scorer, catalog, prompts[i], mode), sorted(may), k)
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogs, st.lists(st.integers(0, 6), min_size=1, max_size=3), sharpness, modes, st.integers(1, 40))
+def test_the_whole_catalog_is_scored_block_by_block(catalog, prompt, sharp, mode, block):
+    scorer, trie = Scorer(sharp), compile_trie(TokenLists.of(catalog))
+    found = score_catalog(scorer, trie, np.array(prompt, np.int32), scoring=mode.scoring, block=block)
+    expected = oracle(scorer, catalog, prompt, Mode(mode.scoring))
+    np.testing.assert_allclose(found[trie.leaf_of], expected, atol=1e-9)
+
+
+def test_complete_lists_come_first_under_joint_scores():
+    """Where no title is likely, best first alone would spend its budget on the beginnings of all of them."""
+    draw = np.random.default_rng(3)
+    catalog = [[*draw.integers(0, 5, 12).tolist(), END] for _ in range(300)]
+    found = run(Scorer(0.5), catalog, [[1]], 5, mode=Mode("joint"), width=5, stride=3, budget=250)
+    assert not found.certified[0]
+    assert len(found.items) == 5
+    assert 0 < found.gap[0] < math.inf

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.decoding.search import search
+from seqrec_prompt.decoding.search import score_catalog, search
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine, load_tokenizer, model_hash
 from seqrec_prompt.errors import ModelError
@@ -27,8 +27,10 @@ def logprob_rows(model, prompt: list[int], answer: list[int]) -> np.ndarray:
     return torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1].numpy()
 
 
-def oracle_scores(model, prompt: list[int], answers: list[list[int]]) -> np.ndarray:
-    """(items,) renormalised scores, each title read to its end in a forward of its own."""
+def oracle_scores(model, prompt: list[int], answers: list[list[int]], scoring: str = "renormalised") -> np.ndarray:
+    """(items,) scores, each title read to its end in a forward of its own."""
+    if scoring == "joint":
+        return np.array([logprob_rows(model, prompt, a)[np.arange(len(a)), a].sum() for a in answers])
     plain = PlainTrie(answers)
     return np.array([plain.score(a, logprob_rows(model, prompt, a).__getitem__) for a in answers])
 
@@ -50,18 +52,24 @@ def prompts(prompter):
     return found
 
 
+@pytest.fixture(scope="module", params=["renormalised", "joint"])
+def scoring(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def expected(prompter, prompts, tiny_engine):
+def expected(prompter, prompts, tiny_engine, scoring):
     """(sessions, items) scores by the oracle."""
     answers = as_lists(prompter.answers)
-    return np.stack([oracle_scores(tiny_engine.model, prompt.tolist(), answers) for prompt in prompts])
+    return np.stack([oracle_scores(tiny_engine.model, prompt.tolist(), answers, scoring) for prompt in prompts])
 
 
-@pytest.mark.parametrize("size", [1, 3, 8])
-@pytest.mark.parametrize("width", [1, 20])
-def test_search_scores_are_those_of_plain_forwards_and_exact(size, width, prompter, prompts, expected, tiny_engine):
-    trie = compile_trie(prompter.answers)
-    found = search(tiny_engine, trie, prompts[:size], 10, width=width, budget=10**6)
+@pytest.mark.parametrize(("size", "width"), [(1, 20), (3, 1), (8, 20)])
+def test_search_scores_are_those_of_plain_forwards_and_exact(
+    size, width, prompter, prompts, scoring, expected, tiny_engine
+):
+    trie, shared = compile_trie(prompter.answers), len(prompter.head)
+    found = search(tiny_engine, trie, prompts[:size], 10, scoring=scoring, width=width, budget=10**6, shared=shared)
     assert found.certified.all()
     for i in range(size):
         items, scores = (a[found.offsets[i] : found.offsets[i + 1]] for a in (found.items, found.scores))
@@ -70,8 +78,9 @@ def test_search_scores_are_those_of_plain_forwards_and_exact(size, width, prompt
         np.testing.assert_allclose(scores, np.sort(expected[i])[::-1][:10], atol=1e-4)
 
 
-def test_every_title_is_scored_right_when_all_are_asked_for(prompter, prompts, expected, tiny_engine):
-    found = search(tiny_engine, compile_trie(prompter.answers), prompts, len(prompter.answers), budget=10**6)
+def test_every_title_is_scored_right_when_all_are_asked_for(prompter, prompts, scoring, expected, tiny_engine):
+    trie, every = compile_trie(prompter.answers), len(prompter.answers)
+    found = search(tiny_engine, trie, prompts, every, scoring=scoring, budget=10**6)
     assert np.diff(found.offsets).tolist() == [len(prompter.answers)] * len(prompts)
     for i, prompt_scores in enumerate(expected):
         entries = slice(found.offsets[i], found.offsets[i + 1])
@@ -96,15 +105,48 @@ def test_lists_do_not_depend_on_the_batch(catalog, tokenizer, tiny_engine):
 def test_prefixes_read_in_rounds_score_as_if_read_at_once(tiny_engine):
     prompts = [np.array([7, 8, 9], np.int32), np.array([30, 31, 32, 33, 34], np.int32)]
     start = tiny_engine.prefill(prompts)
-    a, b, c = tiny_engine.extend(np.array([0, 0, 1]), start[[0, 0, 1]], TokenLists.of([[40, 41], [50], [60, 61, 62]]))
-    later = tiny_engine.extend(np.array([0, 0, 0]), np.array([a, b, a]), TokenLists.of([[42], [51, 52, 53], [43, 44]]))
-    prefixes = [[7, 8, 9, 40, 41, 42], [7, 8, 9, 50, 51, 52, 53], [7, 8, 9, 40, 41, 43, 44]]
-    wanted = TokenLists.of([[11, 12, 13], [14], [15, 16], [17]])
-    prefixes.append([30, 31, 32, 33, 34, 60, 61, 62])  # its session is over, its slot can still be read
-    got = tiny_engine.logprobs(np.array([*later, c]), wanted)
+    early = tiny_engine.extend(np.array([0, 0, 1]), start[[0, 0, 1]], TokenLists.of([[40, 41], [50], [60, 61, 62]]))
+    middle, a, b, _, _, c = early
+    later = tiny_engine.extend(
+        np.array([0, 0, 0, 0]), np.array([a, b, a, middle]), TokenLists.of([[42], [51, 52, 53], [43, 44], [45]])
+    )
+    prefixes = [[7, 8, 9, 40, 41, 42], *([7, 8, 9, 50, 51, 52, 53][:n] for n in (5, 6, 7))]
+    prefixes += [[7, 8, 9, 40, 41, 43], [7, 8, 9, 40, 41, 43, 44], [7, 8, 9, 40, 45]]
+    prefixes += [[7, 8, 9, 40], [30, 31, 32, 33, 34, 60, 61, 62]]  # a session that is over can still be asked
+    wanted = TokenLists.of([[11, 12, 13], [14], [15, 16], [17], [3], [4, 5], [6], [7], [8, 9]])
+    got = tiny_engine.logprobs(np.array([*later, middle, c]), wanted)
     rows = [logprob_rows(tiny_engine.model, prefix, [0])[0] for prefix in prefixes]
     right = np.concatenate([row[wanted[i]] for i, row in enumerate(rows)])
     np.testing.assert_allclose(got, right, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [1, 3, 9])
+def test_what_prompts_share_is_read_once(tiny_engine, shared, monkeypatch):
+    """Whatever was shared in an earlier call, and also when a prompt is nothing but the shared beginning."""
+    beginnings = [[7, 8, 9], [7, 8, 9], [12, 13, 14]]
+    wanted = TokenLists.of([list(range(20)), list(range(20)), list(range(20))])
+    read = []
+    forward = tiny_engine.body.forward
+    monkeypatch.setattr(tiny_engine.body, "forward", lambda **k: read.append(k["input_ids"].shape) or forward(**k))
+    for beginning in beginnings:
+        prompts = [[*beginning, 30, 31], beginning, [*beginning, 40, 41, 42, 43]]
+        slots = tiny_engine.prefill([np.array(prompt, np.int32) for prompt in prompts], shared)
+        rows = [logprob_rows(tiny_engine.model, prompt, [0])[0][:20] for prompt in prompts]
+        np.testing.assert_allclose(tiny_engine.logprobs(slots, wanted), np.concatenate(rows), atol=1e-4)
+    kept = min(shared, 2)
+    whole = [shape for shape in read if shape[0] == 3 and shape[1] < 8]
+    assert whole == [(3, 7 - kept)] * 3
+    opened = [shape for shape in read if shape == (1, kept)]
+    assert len(opened) == 2, "the second call's beginning was known"
+
+
+def test_every_title_scores_as_a_plain_forward_of_it_does(catalog, tokenizer, tiny_engine, scoring):
+    prompter = compile_template(TemplateConfig(), catalog, tokenizer)
+    trie = compile_trie(prompter.answers)
+    prompt = prompter.prompt(np.array([3, 4], np.int32))
+    found = score_catalog(tiny_engine, trie, prompt, scoring=scoring, block=300)[trie.leaf_of]
+    titles = as_lists(prompter.answers)
+    np.testing.assert_allclose(found, oracle_scores(tiny_engine.model, prompt.tolist(), titles, scoring), atol=1e-4)
 
 
 def test_recommendations_for_a_prepared_dataset_are_exact(dataset_dir, tiny_engine, tokenizer):
@@ -172,7 +214,7 @@ def test_a_sliding_window_is_the_longest_that_is_read(tokenizer, window, fits):
 
     def read():
         slot = engine.extend(np.array([0]), engine.prefill([np.array(prompt, np.int32)]), TokenLists.of([run]))
-        return engine.logprobs(slot, TokenLists.of([list(range(64))]))
+        return engine.logprobs(slot[-1:], TokenLists.of([list(range(64))]))
 
     if not fits:
         with pytest.raises(ModelError, match=f"here up to {window}"):

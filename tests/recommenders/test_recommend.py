@@ -63,13 +63,16 @@ def items_of(path):
     return {name: [row["item_id"] for row in rows] for name, rows in lists_of(path).items()}
 
 
+CLOSE = ("score", "gap", "outside")  # the same but for rounding
+
+
 def assert_same_rows(one, other):
     one, other = lists_of(one), lists_of(other)
     assert list(one) == list(other)
     for name, rows in one.items():
-        plain = [[{k: v for k, v in r.items() if k not in ("score", "gap")} for r in rs] for rs in (rows, other[name])]
+        plain = [[{k: v for k, v in r.items() if k not in CLOSE} for r in rs] for rs in (rows, other[name])]
         assert plain[0] == plain[1]
-        for key in ("score", "gap"):
+        for key in CLOSE:
             assert [r[key] for r in rows] == pytest.approx([r[key] for r in other[name]], abs=1e-4)
 
 
