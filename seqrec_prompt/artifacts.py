@@ -27,6 +27,16 @@ MANIFEST = "manifest.json"
 VERSIONED = ("seqrec_prompt", "torch", "transformers", "peft", "trl", "datasets", "numpy", "pyarrow")
 
 
+def cache_directory() -> Path:
+    """Where converted models and compiled catalogs are kept.
+
+    $SEQREC_PROMPT_CACHE, or seqrec_prompt in $XDG_CACHE_HOME, or in ~/.cache.
+    """
+    if chosen := os.environ.get("SEQREC_PROMPT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqrec_prompt"
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path in `path`'s folder; on success rename it to `path`, on failure remove it."""

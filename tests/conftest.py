@@ -67,6 +67,16 @@ def dataset_dir(tmp_path_factory, catalog) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def compiled_catalogs(tmp_path_factory):
+    """Tests keep compiled catalogs among their own files, not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "seqrec_prompt.decoding.compiled.cache_directory", lambda: tmp_path_factory.getbasetemp() / "cache"
+        )
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """torch on one thread: hundreds of tiny forwards are many times slower on two when the machine is busy."""
     threads = torch.get_num_threads()

@@ -8,11 +8,10 @@ results; figures made with it are not SmolLM2's own.
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
-from seqrec_prompt.artifacts import hash_file, staged_directory
+from seqrec_prompt.artifacts import cache_directory, hash_file, staged_directory
 from seqrec_prompt.errors import MissingExtraError, ModelError
 
 NAME = "smollm2"
@@ -20,13 +19,6 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # The file names the end token as padding, too; a collator that masks padding would then mask the end of every answer.
 PAD_TOKEN = "<|endoftext|>"  # noqa: S105
-
-
-def cache_directory() -> Path:
-    """Where converted models are kept: $SEQREC_PROMPT_CACHE, else $XDG_CACHE_HOME or ~/.cache, /seqrec_prompt."""
-    if chosen := os.environ.get("SEQREC_PROMPT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqrec_prompt"
 
 
 def model_directory() -> Path:

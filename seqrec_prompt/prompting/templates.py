@@ -26,6 +26,8 @@ from seqrec_prompt.ragged import IntArray, TokenLists, offsets_of
 NEWLINE = "\n"
 # Stands for the session while the chat template is rendered; the text around it is what the model sees.
 PLACE = "\x02session\x03"
+# Titles tokenised at once: token ids as Python integers take ten times the memory of an array.
+BLOCK = 8192
 
 
 class TemplateConfig(Config):
@@ -108,7 +110,8 @@ def compile_template(template: TemplateConfig, catalog: Catalog, tokenizer: Any)
     end_token = _end_token(template, tokenizer)
     # The answer is the title alone: attributes help to read a session, they are not to be generated.
     titles = _tokenise(tokenizer, catalog.texts(), "")
-    answers = TokenLists.of([[*titles[i].tolist(), end_token] for i in range(len(titles))])
+    tokens = np.insert(titles.tokens, titles.offsets[1:], end_token).astype(np.int32)
+    answers = TokenLists(tokens, offsets_of(titles.lengths + 1))
     return Prompter(template, _ids(head), _ids(tail[len(newline) :]), lines, answers, end_token)
 
 
@@ -166,13 +169,16 @@ def _end_token(template: TemplateConfig, tokenizer: Any) -> int:
 def _tokenise(tokenizer: Any, texts: Sequence[str], end: str) -> TokenLists:
     """Tokenise texts as they stand after a line break and before `end`, special tokens inside them as plain text."""
     context = tokenizer(NEWLINE, add_special_tokens=False)["input_ids"]
-    encoded = tokenizer([NEWLINE + item + end for item in texts], add_special_tokens=False, split_special_tokens=True)[
-        "input_ids"
-    ]
-    wrong = [i for i, ids in enumerate(encoded) if ids[: len(context)] != context or len(ids) == len(context)]
-    if wrong:
-        raise TemplateError(f"The tokenizer joins a line break with the title {texts[wrong[0]]!r} (item {wrong[0]}).")
-    return TokenLists.of([ids[len(context) :] for ids in encoded])
+    parts = []
+    for start in range(0, len(texts), BLOCK):
+        block = [NEWLINE + item + end for item in texts[start : start + BLOCK]]
+        encoded = tokenizer(block, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for i, ids in enumerate(encoded):
+            if ids[: len(context)] != context or len(ids) == len(context):
+                item = start + i
+                raise TemplateError(f"The tokenizer joins a line break with the title {texts[item]!r} (item {item}).")
+        parts.append(TokenLists.of([ids[len(context) :] for ids in encoded]))
+    return TokenLists.join(parts)
 
 
 def _ids(tokens: Sequence[int]) -> IntArray:

@@ -153,14 +153,13 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
 
 
 def _recommender(config: RecommendConfig, data: Dataset, template: TemplateConfig, engine: Any) -> LLMSeqPrompt:
-    from seqrec_prompt.decoding.trie import compile_trie
-    from seqrec_prompt.prompting.templates import compile_template
+    from seqrec_prompt.decoding.compiled import compile_catalog
     from seqrec_prompt.recommenders.prompt import LLMSeqPrompt, log_prior
     from seqrec_prompt.recommenders.rules import load_rules
 
-    prompter = compile_template(template, data.catalog, engine.tokenizer)
     # Items that share a title are told apart by how often they occur in train.
-    trie = compile_trie(prompter.answers, data.popularity)
+    compiled = compile_catalog(template, data.catalog, engine.tokenizer, data.popularity)
+    prompter, trie = compiled.prompter, compiled.trie
     context = min(config.context, engine.context)
     bonus = None
     if config.prior_weight:

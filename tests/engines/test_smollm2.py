@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import PlainTrie, product_titles
 
+from seqrec_prompt.artifacts import cache_directory
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.decoding.search import search
 from seqrec_prompt.decoding.trie import compile_trie
@@ -87,9 +88,9 @@ def test_a_directory_of_that_name_goes_first(monkeypatch, tmp_path):
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("SEQREC_PROMPT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert smollm2.cache_directory() == tmp_path / "xdg" / "seqrec_prompt"
+    assert cache_directory() == tmp_path / "xdg" / "seqrec_prompt"
     monkeypatch.setenv("SEQREC_PROMPT_CACHE", str(tmp_path / "own"))
-    assert smollm2.cache_directory() == tmp_path / "own"
+    assert cache_directory() == tmp_path / "own"
 
 
 @needs_wheel

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.decoding.compiled import compile_catalog
+from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 from seqrec_prompt.errors import ArtifactError, ConfigError, ModelError, TemplateError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.prompting.templates import TemplateConfig
@@ -134,6 +136,62 @@ def test_the_lists_are_the_models_own_ranking(config_of, data, tiny_model, adapt
         rows = found[prompts.ids[i]]
         assert [row["item_id"] for row in rows] == [data.catalog.ids[j] for j in best]
         assert [row["score"] for row in rows] == pytest.approx([scores[tuple(answers[j])] for j in best], abs=2e-4)
+
+
+def test_joint_scores_are_those_of_the_whole_title(config_of, data, tiny_model, tokenizer):
+    config = config_of(scoring="joint", budget=10**6)
+    recommend(config)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    lines = [tokenizer(f"\n{text}\n", split_special_tokens=True)["input_ids"][1:] for text in data.catalog.texts()]
+    head = tokenizer(TemplateConfig().instruction + "\n")["input_ids"]
+    for i, rows in enumerate(list(lists_of(config.out).values())[:3]):
+        prompt = head + [token for item in data.split.test.prompts[i].tolist() for token in lines[item]]
+        with torch.inference_mode():
+            every = []
+            for line in lines:
+                logits = model(input_ids=torch.tensor([prompt + line])).logits[0, len(prompt) - 1 : -1].double()
+                every.append(float(torch.log_softmax(logits, -1)[range(len(line)), line].sum()))
+        assert [row["score"] for row in rows] == pytest.approx(sorted(every, reverse=True)[:5], abs=1e-4)
+        assert [every[data.catalog.index[row["item_id"]]] for row in rows] == pytest.approx(
+            [row["score"] for row in rows], abs=1e-4
+        )
+
+
+def test_the_prior_is_what_an_empty_session_is_given(config_of, data):
+    """Scores with weight λ are log p(title | session) − λ·log p(title | empty session), over the whole catalog."""
+    n = len(data.catalog)
+    plain, corrected = config_of("plain.parquet", k=n), config_of("corrected.parquet", k=n, prior_weight=0.7)
+    for config in (plain, corrected):
+        recommend(config)
+    engine = HuggingFaceEngine.load(plain.model, dtype="float32")
+    compiled = compile_catalog(TemplateConfig(), data.catalog, engine.tokenizer, data.popularity)
+    empty = LLMSeqPrompt(engine, compiled.prompter, compiled.trie, 2048).recommend(
+        Sessions.build(["nobody"], [[]]), n, exclude_seen=False
+    )
+    prior = {data.catalog.ids[item]: score for item, score in zip(empty.items, empty.scores, strict=True)}
+    before = lists_of(plain.out)
+    for name, rows in lists_of(corrected.out).items():
+        expected = {row["item_id"]: row["score"] - 0.7 * prior[row["item_id"]] for row in before[name]}
+        assert {row["item_id"]: row["score"] for row in rows} == pytest.approx(expected, abs=1e-4)
+        assert all(row["certified"] for row in rows)
+    assert items_of(plain.out) != items_of(corrected.out)
+
+
+def test_tables_of_allowed_and_denied_items_and_stock_are_kept_to(config_of, data, tmp_path):
+    names, ids = data.split.test.prompts.ids.tolist(), data.catalog.ids
+    (tmp_path / "allow.csv").write_text("session_id,item_id\n" + "".join(f"{names[0]},{ids[i]}\n" for i in (3, 4, 5)))
+    (tmp_path / "deny.csv").write_text("session_id,item_id\n" + "".join(f"{names[1]},{i}\n" for i in ids[:20]))
+    (tmp_path / "gone.csv").write_text(f"item_id\n{ids[4]}\n{ids[25]}\n")
+    rules = {"allow": tmp_path / "allow.csv", "deny": tmp_path / "deny.csv", "out_of_stock": tmp_path / "gone.csv"}
+    config = config_of(k=len(ids), **rules)
+    recommend(config)
+    found = items_of(config.out)
+    assert set(found[names[0]]) == {ids[3], ids[5]}
+    assert set(found[names[1]]) == set(ids[20:]) - {ids[25]}
+    assert set(found[names[2]]) == set(ids) - {ids[4], ids[25]}
+    (tmp_path / "gone.csv").write_text(f"item_id\n{ids[4]}\n")
+    with pytest.raises(ArtifactError, match=r"inputs\.out_of_stock"):
+        recommend(config)
 
 
 def test_items_of_one_title_stand_in_the_order_of_their_popularity(config_of, data, tmp_path):
