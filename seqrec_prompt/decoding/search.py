@@ -98,7 +98,7 @@ def search(
     """
     n = len(prompts)
     run = _Run(engine, trie, Eligible(trie, n, filters or Filters()), scoring, trie.highest_below(bonus))
-    rounds, spent = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    rounds, spent, room = np.zeros(n, np.int64), np.zeros(n, np.int64), np.full(n, budget)
     unseen = np.full(n, -np.inf)  # the best that was given up bounds everything not looked at
 
     slots = engine.prefill(prompts, shared)
@@ -110,12 +110,14 @@ def search(
         run.open = run.open[hopeful]
         # Under joint scores every token costs: complete lists first, as a beam does, then whatever could beat them.
         deep = np.isneginf(worst) & (scoring == "joint")
-        chosen = run.open.best(width, run.next_run(run.open, stride), budget - spent, deep)
+        chosen = run.open.best(width, run.next_run(run.open, stride), room, deep)
         if not len(chosen):
             break
         going, lengths = run.open.session[chosen], run.next_run(run.open[chosen], stride)
         np.add.at(spent, going, lengths)
         rounds[np.unique(going)] += 1
+        # A session whose best does not fit the budget any more is over, though something shorter might.
+        room = np.where(np.isin(np.arange(n), going), budget - spent, 0)
         run.read_on(chosen, lengths)
     np.maximum.at(unseen, run.open.session, run.open.bound)
     return _result(run, unseen, k, np.maximum(1 - inside, 0), Counts(rounds, spent))

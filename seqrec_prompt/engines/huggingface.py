@@ -34,6 +34,8 @@ warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecat
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")
 # Rows of the LM head computed at once: bounds the logits to about 64 MB at any vocabulary.
 LOGITS_ELEMENTS = 1 << 24
+# Tokens of a prompt batch read in one forward: enough to keep the device busy, few enough to pad little.
+PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 def resolve(model: str) -> str:
@@ -159,24 +161,23 @@ class HuggingFaceEngine:
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[IntArray], shared: int = 0) -> LongArray:
-        """Read the prompts, right-padded to one batch; slots 0..n-1 are their last tokens.
+        """Read the prompts; slots 0..n-1 are their last tokens.
 
-        Keys and values of the `shared` first tokens are kept from one call to the next.
+        Prompts of like length are read together, so that little is padding. Keys and values of the `shared` first
+        tokens are kept from one call to the next.
         """
         lengths = np.array([len(prompt) for prompt in prompts], np.int64)
         self._require_room(lengths)
         shared = min(shared, int(lengths.min()) - 1)  # each row needs a token of its own to begin from
-        columns = int(lengths.max())
-        ids = np.zeros((len(prompts), columns), np.int64)
-        ids[np.arange(columns) < lengths[:, None]] = np.concatenate(prompts)
-        cache = self._opening(prompts[0][:shared], len(prompts))
-        # Padding stands after the prompt, where causal attention never sees it: no mask is needed here.
-        states = self.body(
-            input_ids=self._tensor(ids[:, shared:]), past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        hidden = states[torch.arange(len(prompts)), self._tensor(lengths - 1 - shared)]
-        sessions = np.arange(len(prompts))
-        self._tree = _Tree(cache, sessions, lengths, columns, hidden, lengths, np.zeros((len(prompts), 0), np.bool_))
+        columns, n = int(lengths.max()), len(prompts)
+        cache, hidden = DynamicCache(), self.head.weight.new_empty((n, self.head.weight.shape[1]))
+        for rows in _alike(lengths, PREFILL_TOKENS[self.device.type]):
+            part = self._opening(prompts[0][:shared], len(rows))
+            states = self._read([prompts[row][shared:] for row in rows], part)
+            hidden[self._tensor(rows)] = states[torch.arange(len(rows)), self._tensor(lengths[rows] - 1 - shared)]
+            _place(part, cache, self._tensor(rows), n, columns)
+        sessions = np.arange(n)
+        self._tree = _Tree(cache, sessions, lengths, columns, hidden, lengths, np.zeros((n, 0), np.bool_))
         return sessions
 
     @torch.inference_mode()
@@ -240,6 +241,17 @@ class HuggingFaceEngine:
             parts.append((logits[owner, wanted] - norm[owner]).cpu().numpy())
         return np.concatenate(parts)
 
+    def _read(self, texts: Sequence[IntArray], cache: DynamicCache) -> torch.Tensor:
+        """(rows, columns, hidden) last hidden states of one right-padded forward."""
+        # Padding stands after a text, where causal attention never sees it: no mask is needed.
+        lengths = np.array([len(text) for text in texts])
+        ids = np.zeros((len(texts), lengths.max()), np.int64)
+        ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(texts)
+        states: torch.Tensor = self.body(
+            input_ids=self._tensor(ids), past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        return states
+
     def _opening(self, tokens: IntArray, rows: int) -> DynamicCache:
         """A cache that has read `tokens` in every row; they are computed only when they differ from the last call's."""
         cache = DynamicCache()
@@ -247,7 +259,7 @@ class HuggingFaceEngine:
             return cache
         if self._shared is None or not np.array_equal(self._shared[0], tokens):
             fresh = DynamicCache()
-            self.body(input_ids=self._tensor(tokens[None].astype(np.int64)), past_key_values=fresh, use_cache=True)
+            self._read([tokens], fresh)
             self._shared = (tokens, fresh)
         for index, layer in enumerate(self._shared[1].layers):
             cache.update(*(part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values)), index)
@@ -289,6 +301,27 @@ class HuggingFaceEngine:
                 f"{type(self.model).__name__} changes its logits after the LM head, which constrained decoding "
                 "here does not support. Choose a model such as Llama, Qwen, Mistral or SmolLM."
             )
+
+
+def _alike(lengths: LongArray, most: int) -> list[LongArray]:
+    """Positions grouped by falling length, each group at most `most` tokens when padded, or one text."""
+    groups: list[list[int]] = []
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > most:
+            groups.append([])
+        groups[-1].append(row)
+    return [np.array(group) for group in groups]
+
+
+def _place(part: DynamicCache, whole: DynamicCache, rows: torch.Tensor, n: int, columns: int) -> None:
+    """Copy the cache of some rows into that of all `n`, which has `columns` columns."""
+    for index, layer in enumerate(part.layers):
+        if index == len(whole.layers):
+            _, heads, _, size = layer.keys.shape
+            whole.update(*(layer.keys.new_zeros((n, heads, columns, size)) for _ in range(2)), index)
+        for name in ("keys", "values"):
+            mine = getattr(layer, name)
+            getattr(whole.layers[index], name)[rows, :, : mine.shape[2]] = mine
 
 
 def _context(config: Any) -> int:
