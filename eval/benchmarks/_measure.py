@@ -1,0 +1,151 @@
+"""What the decoding benchmarks share: the stamp of a result and the page that shows all of them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqrec_prompt.artifacts import write_text
+
+
+def stamp(given: argparse.Namespace, part: str) -> dict[str, Any]:
+    """Command, commit, model, hardware, seed and versions of a result."""
+    script = Path(sys.argv[0]).name
+    flags = [f"--{name} {getattr(given, name)}" for name in ("model", "seed")]
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    return {
+        "command": f"python eval/benchmarks/{script} {part} {' '.join(flags)}",
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+" if _git("status", "--porcelain", "seqrec_prompt") else ""),
+        "hardware": hardware(),
+        "versions": versions,
+    }
+
+
+def hardware() -> str:
+    """The GPU's name, or how many CPU threads torch uses."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"CPU, {torch.get_num_threads()} cores"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def write_page(out: Path) -> None:
+    """Write OUT.md from the JSON files in OUT."""
+    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("*.json"))}
+    lines = [
+        "# Constrained decoding",
+        "",
+        "The 20 best titles of the catalog after a prompt; model smollm2 (dequantised 4-bit SmolLM2-135M: no figure of "
+        "SmolLM2's own), float32 on a CPU. `renormalised`: softmax over what the catalog allows; `joint`: every token "
+        "of a title counted. Compare times within a table only.",
+    ]
+    for part, write in (("speed", _speed), ("peers", _peers), ("vocabulary", _speed), ("scale", _scale)):
+        if part in found:
+            result = found[part]
+            lines += ["", f"## {TITLES[part]}", "", *write(result)]
+            versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+            lines += ["", f"`{result['command']}`, commit {result['commit']}; {result['hardware']}; {versions}."]
+    write_text(out.with_suffix(".md"), "\n".join(lines) + "\n")
+    print(f"wrote {out.with_suffix('.md')}")
+
+
+TITLES = {
+    "speed": "Speed and proof",
+    "peers": "Against peers, eight sessions",
+    "vocabulary": "A vocabulary of 151,936",
+    "scale": "From twelve thousand titles to a million",
+}
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"] + [
+        "| " + " | ".join(row) + " |" for row in rows
+    ]
+
+
+def _speed(result: dict[str, Any]) -> list[str]:
+    head = ["scores", "sessions, batch", "s a session", "of it prefill", "rounds", "tree tokens", "constraint"]
+    head += ["certified", "median gap", "peak GB"]
+    rows = [
+        [
+            row["scoring"],
+            f"{row['sessions']}, {row['batch']}",
+            f"{row['seconds'] / row['sessions']:.2f}",
+            f"{row['prefill_seconds'] / row['sessions']:.2f}",
+            f"{row['rounds']:.1f}",
+            f"{row['tree_tokens']:.0f}",
+            f"{row['constraint_share']:.1%}",
+            f"{row['certified']:.0%}",
+            f"{row['median_gap']:.2f}",
+            f"{row['peak_gb']:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    note = f"Prompts of {result['rows'][0]['prompt_tokens']:.0f} tokens on average."
+    if "catalog" in result:
+        note = f"{result['catalog']}. {note}"
+    return [note, "Constraint: share of the time outside the model's body and LM head.", "", *_table(head, rows)]
+
+
+def _peers(result: dict[str, Any]) -> list[str]:
+    fast, joint = result["ours"]
+    k = 20 * fast["sessions"]
+    rows = [
+        [f"**{row['scoring']}**", f"{row['seconds']:.1f}", "1.0" if row is fast else _ratio(row, fast), "100%", "100%",
+         f"{row['certified']:.0%} certified"]
+        for row in (fast, joint)
+    ]  # fmt: skip
+    for row in result["peers"]:
+        done = row["finished"]
+        valid = 1 - row["invalid"] / row["completions"] if row["completions"] else None
+        rows.append(
+            [
+                row["name"],
+                ("" if done else "> ") + f"{row['seconds']:.1f}",
+                ("" if done else "> ") + _ratio(row, fast),
+                "–" if valid is None else f"{valid:.0%}",
+                f"{row['distinct_share']:.0%}" if done else "–",
+                f"set-up {row['setup_seconds']:.1f} s" + ("" if done else f", stopped at {result['time_limit']:.0f} s"),
+            ]
+        )
+    head = ["way", "seconds", "times ours", "valid", "distinct", "note"]
+    return [
+        f"Valid: completions that are a title. Distinct: different real items of {k} wanted.",
+        "",
+        *_table(head, rows),
+    ]
+
+
+def _ratio(row: dict[str, Any], ours: dict[str, Any]) -> str:
+    return f"{row['seconds'] / ours['seconds']:.0f}"
+
+
+def _scale(result: dict[str, Any]) -> list[str]:
+    head = ["titles", "compile s", "of it tokenising", "peak GB", "read from cache s", "add 1,000 titles s"]
+    head += ["s a session", "tree tokens", "rounds"]
+    rows = [
+        [
+            f"{row['titles']:,}",
+            f"{row['compile_seconds']:.1f}",
+            f"{row['tokenise_seconds']:.1f}",
+            f"{row['peak_gb']:.2f}",
+            f"{row['load_seconds']:.2f}",
+            f"{row['add_seconds']:.1f}",
+            f"{row['session_seconds']:.2f}",
+            f"{row['tree_tokens']:.0f}",
+            f"{row['rounds']:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    return [result["note"], "", *_table(head, rows), "", "![Cost against the number of titles](decoding/scale.png)"]

@@ -1,0 +1,197 @@
+"""Constrained decoding against its peers, in one run: seconds a session, what is valid, what is proved.
+
+python eval/benchmarks/decoding.py speed peers vocabulary --data runs/beauty/data --out eval/results/decoding
+python eval/benchmarks/decoding.py page --out eval/results/decoding
+
+Each part writes one JSON file into --out; `page` writes decoding.md from what is there. Times are wall clock on the
+machine the page names; compare them within a page only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import torch
+from _measure import stamp, write_page
+
+from seqrec_prompt.artifacts import write_json
+from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.decoding.compiled import CompiledCatalog, compile_catalog
+from seqrec_prompt.decoding.search import Scoring, search
+from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+from seqrec_prompt.prompting.templates import TemplateConfig
+from seqrec_prompt.ragged import IntArray
+
+K = 20
+LARGE_VOCABULARY = 151_936
+PEERS = ("llguidance", "xgrammar", "sample", "beam")
+
+
+class Clock:
+    """Seconds spent inside the model's own modules, body and LM head, since `reset`."""
+
+    def __init__(self, engine: HuggingFaceEngine) -> None:
+        self.seconds = {"body": 0.0, "head": 0.0}
+        self._begun = 0.0
+        for name, module in (("body", engine.body), ("head", engine.head)):
+            module.register_forward_pre_hook(self._start)
+            module.register_forward_hook(lambda *_, name=name: self._stop(name))
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+
+    def _start(self, *_: Any) -> None:
+        self._begun = _now()
+
+    def _stop(self, name: str) -> None:
+        self.seconds[name] += _now() - self._begun
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Bench:
+    """A model, a compiled catalog and a fixed draw of test sessions."""
+
+    def __init__(self, given: argparse.Namespace, vocabulary: int | None = None) -> None:
+        self.data = Dataset.load(given.data)
+        self.engine = HuggingFaceEngine.load(given.model, given.adapter)
+        if vocabulary:
+            self.engine.model.resize_token_embeddings(vocabulary)
+            self.engine = HuggingFaceEngine(self.engine.model, self.engine.tokenizer)
+        template = TemplateConfig()
+        if given.adapter:
+            made = json.loads((given.adapter / "manifest.json").read_text(encoding="utf-8"))
+            template = TemplateConfig.model_validate(made["config"]["template"])
+        self.compiled: CompiledCatalog = compile_catalog(
+            template, self.data.catalog, self.engine.tokenizer, self.data.popularity
+        )
+        self.clock = Clock(self.engine)
+        self.seed = given.seed
+
+    def prompts(self, n: int) -> list[IntArray]:
+        """Prompts of `n` test sessions drawn with the seed."""
+        test = self.data.split.test.prompts
+        drawn = np.sort(np.random.default_rng(self.seed).choice(len(test), n, replace=False))
+        shown = self.compiled.prompter.fitting(test.take(drawn), 2048)
+        return [self.compiled.prompter.prompt(items) for items in shown]
+
+    def ours(self, n: int, batch: int, scoring: Scoring, repeats: int = 3, budget: int = 2000) -> dict[str, Any]:
+        """Decode `n` sessions in batches; of several repeats the one of median time."""
+        prompts, runs = self.prompts(n), []
+        for _ in range(repeats):
+            self.clock.reset()
+            start, prefill, parts = _now(), 0.0, []
+            for first in range(0, n, batch):
+                some = prompts[first : first + batch]
+                begun = _now()
+                self.engine.prefill(some, len(self.compiled.prompter.head))
+                prefill += _now() - begun
+                parts.append(
+                    search(
+                        self.engine, self.compiled.trie, some, K,
+                        scoring=scoring, budget=budget, shared=len(self.compiled.prompter.head),
+                    )
+                )  # fmt: skip
+            # The prompts were read once more than a user's run reads them, to time that alone.
+            seconds = _now() - start - prefill
+            model = sum(self.clock.seconds.values()) - prefill
+            runs.append(
+                {
+                    "scoring": scoring,
+                    "sessions": n,
+                    "batch": batch,
+                    "seconds": seconds,
+                    "prefill_seconds": prefill,
+                    "constraint_share": max(0.0, 1 - model / seconds),
+                    "prompt_tokens": float(np.mean([len(prompt) for prompt in prompts])),
+                    "tree_tokens": float(np.concatenate([p.counts.tokens for p in parts]).mean()),
+                    "rounds": float(np.concatenate([p.counts.rounds for p in parts]).mean()),
+                    "certified": float(np.concatenate([p.certified for p in parts]).mean()),
+                    "median_gap": float(np.median(np.concatenate([p.gap for p in parts]))),
+                    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+                }
+            )
+        return sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
+
+
+def speed(given: argparse.Namespace) -> dict[str, Any]:
+    """Both scores, one to 64 sessions at a time."""
+    bench = Bench(given)
+    bench.ours(8, 8, "renormalised", repeats=1)  # the first run of a process is slower
+    rows = [bench.ours(8, 1, "renormalised"), bench.ours(8, 8, "renormalised"), bench.ours(64, 8, "renormalised", 1)]
+    rows += [bench.ours(64, 64, "renormalised", 1), bench.ours(8, 8, "joint", 1)]
+    return {"rows": rows, "catalog": bench.compiled.trie.describe()}
+
+
+def vocabulary(given: argparse.Namespace) -> dict[str, Any]:
+    """What the constraint costs when the vocabulary is three times as large; the added rows are never a title's."""
+    bench = Bench(given, LARGE_VOCABULARY)
+    bench.ours(8, 8, "renormalised", repeats=1)
+    return {"rows": [bench.ours(8, 8, "renormalised")], "vocabulary": LARGE_VOCABULARY}
+
+
+def against_peers(given: argparse.Namespace) -> dict[str, Any]:
+    """The same eight sessions by this package and by each peer."""
+    bench, rows = Bench(given), []
+    bench.ours(8, 8, "renormalised", repeats=1)
+    ours = [bench.ours(8, 8, "renormalised"), bench.ours(8, 8, "joint", 1)]
+    model, tokenizer, trie = bench.engine.model, bench.engine.tokenizer, bench.compiled.trie
+    texts, prompts = bench.data.catalog.texts(), bench.prompts(8)
+    grammar = partial(peers.grammar_sampling, model, tokenizer, texts, trie, prompts, K, time_limit=given.limit)
+    runs = {
+        "llguidance": partial(grammar, backend="llguidance"),
+        "xgrammar": partial(grammar, backend="xgrammar"),
+        "beam": partial(peers.beam_search, model, tokenizer, trie, prompts, K, time_limit=given.limit),
+        "sample": partial(
+            peers.sample_and_ground, model, tokenizer, texts, trie, prompts, K, time_limit=given.limit,
+            cache=given.out / "embedding.pt",
+        ),
+    }  # fmt: skip
+    for name in given.peers:
+        torch.manual_seed(given.seed)
+        result = runs[name]()
+        distinct = sum(len(set(items)) for items in result.lists)
+        row = vars(result) | {"distinct_share": distinct / (K * len(prompts))}
+        rows.append({key: value for key, value in row.items() if key != "lists"})
+        print(rows[-1], flush=True)
+    return {"ours": ours, "peers": rows, "time_limit": given.limit}
+
+
+PARTS = {"speed": speed, "peers": against_peers, "vocabulary": vocabulary}
+
+
+def main() -> None:
+    """Run the parts that were asked for, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=[*PARTS, "page"], help="what to measure")
+    parser.add_argument("--data", type=Path, default=Path("runs/beauty/data"), help="directory made by 'prepare'")
+    parser.add_argument("--model", default="smollm2", help="hub name, directory, or 'smollm2'")
+    parser.add_argument("--adapter", type=Path, help="adapter made by 'finetune'")
+    parser.add_argument("--out", type=Path, default=Path("eval/results/decoding"), help="directory of the results")
+    parser.add_argument("--limit", type=float, default=600, help="seconds after which a peer is stopped")
+    parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="which peers")
+    parser.add_argument("--seed", type=int, default=0, help="draws the sessions")
+    given = parser.parse_args()
+    for part in given.parts:
+        if part != "page":
+            found = PARTS[part](given)
+            write_json(given.out / f"{part}.json", found | stamp(given, part))
+            print(f"wrote {given.out / part}.json", flush=True)
+    write_page(given.out)
+
+
+if __name__ == "__main__":
+    main()
