@@ -23,7 +23,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from seqrec_prompt.engines import smollm2
+from seqrec_prompt.engines import packed, smollm2
 from seqrec_prompt.errors import ModelError
 from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, places
 
@@ -148,6 +148,8 @@ class HuggingFaceEngine:
         self._tree: _Tree | None = None
         self._shared: tuple[IntArray, DynamicCache] | None = None
         self._check()
+        self.model.set_attn_implementation(packed.NAME)
+        self._check_tree()
 
     @classmethod
     def load(
@@ -170,7 +172,7 @@ class HuggingFaceEngine:
         self._require_room(lengths)
         shared = min(shared, int(lengths.min()) - 1)  # each row needs a token of its own to begin from
         columns, n = int(lengths.max()), len(prompts)
-        cache, hidden = DynamicCache(), self.head.weight.new_empty((n, self.head.weight.shape[1]))
+        cache, hidden = packed.PackedCache(), self.head.weight.new_empty((n, self.head.weight.shape[1]))
         for rows in _alike(lengths, PREFILL_TOKENS[self.device.type]):
             part = self._opening(prompts[0][:shared], len(rows))
             states = self._read([prompts[row][shared:] for row in rows], part)
@@ -182,7 +184,7 @@ class HuggingFaceEngine:
 
     @torch.inference_mode()
     def extend(self, session: LongArray, slot: LongArray, runs: TokenLists) -> LongArray:
-        """Read every run after its slot, in one forward for all sessions; every token gets a slot."""
+        """Read every run after its slot, all sessions as one row of tokens; every token gets a slot."""
         tree = self._begun()
         self._require_room(tree.length[slot] + runs.lengths)
         self._drop_finished(tree, session)
@@ -195,9 +197,8 @@ class HuggingFaceEngine:
         row = row_of_run[run]
         column = np.arange(len(row)) - np.searchsorted(row, np.arange(len(tree.rows)))[row]
         shape = (len(tree.rows), int(column.max()) + 1)
-        ids, position, run_at = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, -1)
-        ids[row, column] = tokens
-        position[row, column] = tree.length[slot[run]] + within
+        position = tree.length[slot[run]] + within
+        run_at = np.full(shape, -1)
         run_at[row, column] = run
 
         # A token sees its session's prompt, what its run's slot sees, and its own run up to itself.
@@ -208,19 +209,22 @@ class HuggingFaceEngine:
         dtype = tree.hidden.dtype
         mask = torch.zeros((shape[0], 1, *seen.shape[1:]), dtype=dtype, device=self.device)
         mask.masked_fill_(~self._tensor(seen)[:, None], torch.finfo(dtype).min)
+        packing = packed.Packing(self._tensor(row), self._tensor(column), shape)
+        tree.cache.packing = packing
         states = self.body(
-            input_ids=self._tensor(ids),
+            input_ids=self._tensor(tokens[None].astype(np.int64)),
             attention_mask=mask,
-            position_ids=self._tensor(position),
+            position_ids=self._tensor(position[None]),
             past_key_values=tree.cache,
             use_cache=True,
+            packing=packing,
         ).last_hidden_state
 
         back = np.argsort(order)  # from side by side to the order of the runs
         row, column = row[back], column[back]
         slots = len(tree.length) + np.arange(len(row))
-        tree.hidden = torch.cat([tree.hidden, states[self._tensor(row), self._tensor(column)]])
-        tree.length = np.concatenate([tree.length, position[row, column] + 1])
+        tree.hidden = torch.cat([tree.hidden, states[0, self._tensor(back)]])
+        tree.length = np.concatenate([tree.length, position[back] + 1])
         visible = np.concatenate([earlier[row, column], own[row, column]], axis=1)
         before = np.pad(tree.visible, ((0, 0), (0, shape[1])))
         tree.visible = np.concatenate([before, visible])
@@ -300,6 +304,24 @@ class HuggingFaceEngine:
             raise ModelError(
                 f"{type(self.model).__name__} changes its logits after the LM head, which constrained decoding "
                 "here does not support. Choose a model such as Llama, Qwen, Mistral or SmolLM."
+            )
+
+    @torch.inference_mode()
+    def _check_tree(self) -> None:
+        """Make sure that a branch read beside another is what a plain forward of it gives."""
+        texts = [[5, 6, 7], [5, 8]]
+        try:
+            self.prefill([np.array([5], np.int32)])
+            self.extend(np.zeros(2, np.int64), np.zeros(2, np.int64), TokenLists.of([[6, 7], [8]]))
+            tree = self.head(self._begun().hidden[[2, 3]]).float()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{type(self.model).__name__} cannot be read as a tree here: {error}") from None
+        plain = torch.stack([self.model(input_ids=torch.tensor([t], device=self.device)).logits[0, -1] for t in texts])
+        allowed = 0.01 if tree.dtype == self.head.weight.dtype else 0.3  # rounding of float32, of half precision
+        if (tree - plain.float()).abs().max() > allowed * plain.float().std():
+            raise ModelError(
+                f"{type(self.model).__name__} gives other probabilities when read as a tree: its attention or its "
+                "positions are of a kind that constrained decoding here does not support."
             )
 
 
