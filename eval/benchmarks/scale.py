@@ -31,7 +31,8 @@ from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.decoding.compiled import compile_catalog
 from seqrec_prompt.decoding.search import search
-from seqrec_prompt.engines.huggingface import HuggingFaceEngine, load_tokenizer
+from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+from seqrec_prompt.engines.models import load_tokenizer
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 
 mpl.use("Agg")

@@ -92,7 +92,7 @@ def finetune(config: FinetuneConfig) -> Path:
 
     from accelerate import PartialState
 
-    from seqrec_prompt.engines.huggingface import model_hash
+    from seqrec_prompt.engines.models import model_hash
 
     _use_all_cores()
     process = PartialState()
@@ -147,7 +147,7 @@ def _trainer(config: FinetuneConfig, data: Any) -> tuple[Any, dict[str, Any]]:
     from trl import SFTConfig, SFTTrainer
 
     from seqrec_prompt.decoding.trie import compile_trie
-    from seqrec_prompt.engines.huggingface import device, load_model, load_tokenizer, torch_dtype
+    from seqrec_prompt.engines.models import device, load_model, load_tokenizer, torch_dtype
     from seqrec_prompt.finetuning.examples import Collator, windows
     from seqrec_prompt.finetuning.trainers import CatalogTrainer
     from seqrec_prompt.prompting.templates import compile_template

@@ -49,7 +49,7 @@ def pairs(config: PairsConfig) -> Path:
     completion with the end token and trains on completions only.
     """
     from seqrec_prompt.data.dataset import Dataset
-    from seqrec_prompt.engines.huggingface import load_tokenizer
+    from seqrec_prompt.engines.models import load_tokenizer
 
     data = Dataset.load(config.data)
     sidecar = config.out.with_name(config.out.name + ".manifest.json")

@@ -69,7 +69,7 @@ def recommend(config: RecommendConfig) -> Path:
 
     data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
 
-    from seqrec_prompt.engines.huggingface import model_hash
+    from seqrec_prompt.engines.models import model_hash
 
     template, inputs = _template(config, model_hash(config.model, config.revision))
     inputs |= {"data": data.hash, "template": hash_json(template.resolved())}

@@ -14,7 +14,7 @@ from tiny import PlainTrie
 
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.decoding.trie import compile_trie
-from seqrec_prompt.engines.huggingface import load_tokenizer
+from seqrec_prompt.engines.models import load_tokenizer
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 
 ITEMS = Path(__file__).parents[2].parent / "shared" / "data" / "beauty_2014_5core" / "items.csv.gz"

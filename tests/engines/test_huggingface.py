@@ -11,7 +11,8 @@ from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.decoding.search import score_catalog, search
 from seqrec_prompt.decoding.trie import compile_trie
-from seqrec_prompt.engines.huggingface import HuggingFaceEngine, load_tokenizer, model_hash
+from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+from seqrec_prompt.engines.models import load_tokenizer, model_hash
 from seqrec_prompt.errors import ModelError
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 from seqrec_prompt.ragged import TokenLists

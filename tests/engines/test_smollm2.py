@@ -13,7 +13,8 @@ from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.decoding.search import search
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines import smollm2
-from seqrec_prompt.engines.huggingface import HuggingFaceEngine, resolve
+from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+from seqrec_prompt.engines.models import resolve
 from seqrec_prompt.errors import MissingExtraError, ModelError
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from seqrec_prompt.artifacts import MANIFEST, hash_json, read_manifest
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.engines import huggingface
+from seqrec_prompt.engines import models
 from seqrec_prompt.errors import ArtifactError, ConfigError, ModelError, SeqrecError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.prompting.templates import TemplateConfig
@@ -75,7 +75,7 @@ def test_every_objective_and_layout_leaves_an_adapter(config_of, dataset_dir, ca
         "data": data.hash,
         "catalog": data.catalog.hash,
         "template": hash_json(config.template.resolved()),
-        "model": huggingface.model_hash(config.model),
+        "model": models.model_hash(config.model),
     }
     assert made["facts"]["steps"] == 2
     assert made["facts"]["examples"] == 30
@@ -141,8 +141,8 @@ def test_a_directory_of_somebody_else_is_left_alone(config_of):
 
 
 def test_the_adapter_names_its_base_as_the_user_did(config_of, tiny_model, monkeypatch):
-    real = huggingface.resolve
-    monkeypatch.setattr(huggingface, "resolve", lambda name: str(tiny_model) if name == "tiny" else real(name))
+    real = models.resolve
+    monkeypatch.setattr(models, "resolve", lambda name: str(tiny_model) if name == "tiny" else real(name))
     config = config_of(model="tiny")
     finetune(config)
     assert json.loads((config.out / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"

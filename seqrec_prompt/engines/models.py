@@ -1,0 +1,127 @@
+"""Loading models, tokenizers and adapters, and naming them by what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from seqrec_prompt.engines import smollm2
+from seqrec_prompt.errors import ModelError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+transformers_logging.disable_progress_bar()  # loading takes a second; the bar that counts is the caller's
+# TRL still sets this option by its old name, whatever this package does.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")
+
+
+def resolve(model: str) -> str:
+    """Turn a model's name into what transformers loads: a directory, or a hub name as it is."""
+    if model == smollm2.NAME and not Path(model).exists():
+        return str(smollm2.model_directory())
+    return model
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> Any:
+    """Load the tokenizer of a hub name, a directory or `smollm2`. Raises ModelError when there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(resolve(model), revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load("tokenizer", model, error)) from None
+
+
+def load_model(model: str, dtype: torch.dtype, revision: str | None = None) -> Any:
+    """Load a causal language model on the CPU. Raises ModelError when it cannot be found or read."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            resolve(model), revision=revision, dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_cannot_load("model", model, error)) from None
+
+
+def torch_dtype(dtype: Dtype, *, training: bool = False) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU, where results should not depend on the machine.
+
+    For the frozen weights under an adapter in training it is bfloat16 also on a CPU that computes with it.
+    """
+    if dtype == "auto":
+        fast = device().type == "cuda" or (training and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return torch.bfloat16 if fast else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+
+
+def device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def model_hash(model: str, revision: str | None = None) -> str:
+    """Identity of a base model: SHA-256 of its config, its tokenizer, and the layout and samples of its weights.
+
+    Of each tensor the first kilobyte of every megabyte is read, which takes about a second for seven billion
+    parameters and differs between any two trainings. A hub name is resolved to its downloaded files. Raises
+    ModelError when there is no such model.
+    """
+    directory = Path(resolve(model))
+    if not directory.is_dir():
+        try:
+            kept = snapshot_download(
+                model, revision=revision, allow_patterns=["config.json", "*.safetensors", *TOKENIZER]
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(_cannot_load("model", model, error)) from None
+        directory = Path(kept)
+    weights = sorted(directory.glob("*.safetensors"))
+    if not (directory / "config.json").exists() or not weights:
+        raise ModelError(_cannot_load("model", model, FileNotFoundError("no config.json with safetensors weights")))
+    digest = hashlib.sha256()
+    for name in ("config.json", *TOKENIZER):
+        if (directory / name).exists():
+            digest.update(name.encode() + (directory / name).read_bytes())
+    for file in weights:
+        # Layout of safetensors: eight bytes with the header's size, a JSON header with each tensor's range, the data.
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = stream.read(min(size, file.stat().st_size))
+            try:
+                entries = json.loads(header).items()
+            except ValueError:
+                raise ModelError(f"{file} is not a safetensors file (a pointer? try: git lfs pull).") from None
+            digest.update(file.name.encode() + header)
+            tensors = [entry["data_offsets"] for name, entry in entries if name != "__metadata__"]
+            if 8 + size + max((end for _, end in tensors), default=0) != file.stat().st_size:
+                raise ModelError(f"{file} is cut off or damaged. Download or convert the model again.")
+            for begin, end in sorted(tensors):
+                for at in range(begin, end, 1 << 20):
+                    stream.seek(8 + size + at)
+                    digest.update(stream.read(min(1 << 10, end - at)))
+    return digest.hexdigest()
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """Merge a LoRA adapter into its base model."""
+    try:
+        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"Cannot load the adapter {adapter}: {reason}\nGive a directory that 'finetune' made."
+        ) from None
+
+
+def _cannot_load(what: str, model: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"Cannot load the {what} of '{model}': {reason}\n"
+        "Give a hub name, a directory with config.json and safetensors weights, or 'smollm2'."
+    )
