@@ -132,7 +132,7 @@ def _ratio(row: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def _scale(result: dict[str, Any]) -> list[str]:
-    head = ["titles", "compile s", "of it tokenising", "peak GB", "read from cache s", "add 1,000 titles s"]
+    head = ["titles", "compile s", "tokenising alone s", "peak GB", "read from cache s", "add 1,000 titles s"]
     head += ["s a session", "tree tokens", "rounds"]
     rows = [
         [
