@@ -86,7 +86,7 @@ def recommend(config: RecommendConfig) -> Path:
         facts = _fill(journal, config, data, template)
         files.write(config.out, _read(journal), data.catalog, wanted | {"facts": facts})
     finally:
-        journal.close()
+        journal.close(remove=not journal.count)  # with nothing done there is nothing to go on from
     journal.close(remove=True)
     print(_summary(config, facts))
     return config.out

@@ -14,7 +14,7 @@ from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.decoding.compiled import compile_catalog
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine
-from seqrec_prompt.errors import ArtifactError, ConfigError, ModelError, TemplateError
+from seqrec_prompt.errors import ArtifactError, ConfigError, DataError, ModelError, TemplateError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.recommenders import recommend as verb
@@ -325,3 +325,10 @@ def test_a_context_too_short_for_the_longest_title_is_said(config_of):
         recommend(config_of(context=100))
     with pytest.raises(TemplateError, match="A context of 100 tokens is too short"):
         recommend(config_of(context=100))  # the failed run left nothing that changes the answer
+
+
+def test_a_run_that_fails_at_once_leaves_nothing(config_of, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
+        recommend(config_of(deny=tmp_path / "nowhere.csv"))
+    assert sorted(tmp_path.iterdir()) == before
