@@ -44,8 +44,11 @@ class PrefixScorer(Protocol):
         """Read run i after slot[i] of session[i], all runs at once; return (tokens,) the slot of every token read."""
         ...
 
-    def logprobs(self, slot: LongArray, tokens: TokenLists) -> npt.NDArray[np.float32]:
-        """Log p of each token of list i right after slot[i], log-softmax over the whole vocabulary; flat (total,)."""
+    def logprobs(self, slot: LongArray, tokens: TokenLists, *, relative: bool = False) -> npt.NDArray[np.float32]:
+        """Log p of each token of list i right after slot[i], log-softmax over the whole vocabulary; flat (total,).
+
+        relative: the tokens of a list are only compared with each other; any number may be added to all of a list.
+        """
         ...
 
 
@@ -102,7 +105,7 @@ def search(
     unseen = np.full(n, -np.inf)  # the best that was given up bounds everything not looked at
 
     slots = engine.prefill(prompts, shared)
-    inside = run.decide(np.arange(n), np.zeros(n, np.int64), np.zeros(n), slots)
+    inside = run.decide(np.arange(n), np.zeros(n, np.int64), np.zeros(n), slots, absolute=True)
     while True:
         worst = run.done.kth(k, n)
         hopeful = run.open.bound > worst[run.open.session]
@@ -181,8 +184,13 @@ class _Run:
         at = moved[branching]
         self.decide(at.session, at.node, at.score, at.slot)
 
-    def decide(self, session: LongArray, node: LongArray, score: FloatArray, slot: LongArray) -> FloatArray:
-        """Score the children of branching nodes that have been read to their end; returns (nodes,) their mass."""
+    def decide(
+        self, session: LongArray, node: LongArray, score: FloatArray, slot: LongArray, *, absolute: bool = False
+    ) -> FloatArray:
+        """Score the children of branching nodes that have been read to their end; returns (nodes,) their mass.
+
+        The mass is a probability under `joint` scores or if asked for by `absolute`, else up to a factor.
+        """
         if not len(node):
             return np.empty(0)
         trie = self.trie
@@ -190,7 +198,8 @@ class _Run:
         starts = offsets_of(counts)
         owner = np.repeat(np.arange(len(node)), counts)
         child = ranges(trie.first_child[node], counts)
-        logp = self.engine.logprobs(slot, TokenLists(trie.token[child], starts)).astype(np.float64)
+        choices, relative = TokenLists(trie.token[child], starts), not (self.joint or absolute)
+        logp = self.engine.logprobs(slot, choices, relative=relative).astype(np.float64)
         peak = np.maximum.reduceat(logp, starts[:-1])
         log_mass = peak + np.log(np.add.reduceat(np.exp(logp - peak[owner]), starts[:-1]))
         child_score = score[owner] + logp - (0 if self.joint else log_mass[owner])

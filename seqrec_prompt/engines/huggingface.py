@@ -1,8 +1,8 @@
 """A transformers model behind the search.
 
 The engine reads a prompt once and then whole bundles of title prefixes as one packed tree per session: each open branch
-sees the prompt and its own ancestors through a 4-D attention mask, so no key or value is ever copied or reordered for a
-branch, and the LM head runs only where a decision is read.
+sees the prompt and its own ancestors, no key or value is ever copied or reordered for a branch, and the LM head runs
+only where a decision is read.
 """
 
 from __future__ import annotations
@@ -15,30 +15,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import DynamicCache
 
 from seqrec_prompt.engines import packed
 from seqrec_prompt.engines.models import Dtype, device, load_model, load_tokenizer, torch_dtype, with_adapter
 from seqrec_prompt.errors import ModelError
-from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, places
+from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of, places, ranges
 
-# Rows of the LM head computed at once: bounds the logits to about 64 MB at any vocabulary.
+# Numbers of the LM head computed at once: bounds the logits to about 64 MB at any vocabulary.
 LOGITS_ELEMENTS = 1 << 24
-# Tokens of a prompt batch read in one forward: enough to keep the device busy, few enough to pad little.
+# A next token's logit is computed alone where it is one of fewer than a vocabulary's FEWth part that are wanted.
+FEW = 16
+# Tokens of a group of prompts, padded: enough to keep the device busy, few enough to pad little in attention.
 PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 @dataclass
-class _Tree:
-    """What the engine remembers of the sessions it has begun. C counts the columns read after the prompts."""
+class _Trees:
+    """What the engine remembers of the sessions it has begun: groups of like prompts, and of each slot …"""
 
-    cache: Any
-    rows: LongArray  # (rows of the cache,) the session of each
-    prompt_length: LongArray  # (sessions,)
-    prompt_columns: int
-    hidden: torch.Tensor  # (slots, hidden) last hidden state of each slot
-    length: LongArray  # (slots,) tokens up to and including the slot, prompt included
-    visible: npt.NDArray[np.bool_]  # (slots, C) columns after the prompt that a slot sees, itself included
+    groups: list[packed.Group]
+    group_of: LongArray  # (sessions,) the group of each session
+    place: LongArray  # (slots,) its number in its group
+    length: LongArray  # (slots,) tokens up to and including it, prompt included
+    hidden: torch.Tensor  # (slots, hidden) its last hidden state
 
 
 class HuggingFaceEngine:
@@ -51,8 +50,8 @@ class HuggingFaceEngine:
         self.head = model.get_output_embeddings()
         self.device = next(model.parameters()).device
         self.context = _context(model.config)
-        self._tree: _Tree | None = None
-        self._shared: tuple[IntArray, DynamicCache] | None = None
+        self._trees: _Trees | None = None
+        self._shared: tuple[IntArray, packed.Group] | None = None
         self._check()
         self.model.set_attn_implementation(packed.NAME)
         self._check_tree()
@@ -71,116 +70,105 @@ class HuggingFaceEngine:
     def prefill(self, prompts: Sequence[IntArray], shared: int = 0) -> LongArray:
         """Read the prompts; slots 0..n-1 are their last tokens.
 
-        Prompts of like length are read together, so that little is padding. Keys and values of the `shared` first
-        tokens are kept from one call to the next.
+        Prompts of like length are read together. Keys and values of the `shared` first tokens are kept from one call
+        to the next.
         """
-        lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+        self._trees = None  # what is over need not stand beside what begins
+        lengths, n = np.array([len(prompt) for prompt in prompts], np.int64), len(prompts)
         self._require_room(lengths)
-        shared = min(shared, int(lengths.min()) - 1)  # each row needs a token of its own to begin from
-        columns, n = int(lengths.max()), len(prompts)
-        cache, hidden = packed.PackedCache(), self.head.weight.new_empty((n, self.head.weight.shape[1]))
+        shared = min(shared, int(lengths.min()) - 1)  # each session needs a token of its own to begin from
+        opening = self._opening(prompts[0][:shared]) if shared > 0 else None
+        hidden = self.head.weight.new_empty((n, self.head.weight.shape[1]))
+        group_of, place, groups = np.zeros(n, np.int64), np.zeros(n, np.int64), []
         for rows in _alike(lengths, PREFILL_TOKENS[self.device.type]):
-            part = self._opening(prompts[0][:shared], len(rows))
-            states = self._read([prompts[row][shared:] for row in rows], part)
-            hidden[self._tensor(rows)] = states[torch.arange(len(rows)), self._tensor(lengths[rows] - 1 - shared)]
-            _place(part, cache, self._tensor(rows), n, columns)
-        sessions = np.arange(n)
-        self._tree = _Tree(cache, sessions, lengths, columns, hidden, lengths, np.zeros((n, 0), np.bool_))
-        return sessions
+            group = packed.Group(rows, lengths[rows])
+            own = _flat([prompts[row][shared:] for row in rows])
+            states = self._read(own.tokens, shared + places(own.lengths), [group.begin(self.device, opening)])
+            hidden[self._tensor(rows)] = states[self._tensor(own.offsets[1:] - 1)]
+            group_of[rows], place[rows] = len(groups), np.arange(len(rows))
+            groups.append(group)
+        self._trees = _Trees(groups, group_of, place, lengths, hidden)
+        return np.arange(n)
 
     @torch.inference_mode()
     def extend(self, session: LongArray, slot: LongArray, runs: TokenLists) -> LongArray:
         """Read every run after its slot, all sessions as one row of tokens; every token gets a slot."""
-        tree = self._begun()
-        self._require_room(tree.length[slot] + runs.lengths)
-        self._drop_finished(tree, session)
-        row_of_run = np.searchsorted(tree.rows, session)
-        # Place the tokens of all runs of a row side by side: (rows, columns) with padding at the end.
-        run = np.repeat(np.arange(len(runs)), runs.lengths)
-        order = np.argsort(row_of_run[run], kind="stable")
-        run, tokens = run[order], runs.tokens[order]
-        within = places(runs.lengths)[order]
-        row = row_of_run[run]
-        column = np.arange(len(row)) - np.searchsorted(row, np.arange(len(tree.rows)))[row]
-        shape = (len(tree.rows), int(column.max()) + 1)
-        position = tree.length[slot[run]] + within
-        run_at = np.full(shape, -1)
-        run_at[row, column] = run
-
-        # A token sees its session's prompt, what its run's slot sees, and its own run up to itself.
-        prompt = np.arange(tree.prompt_columns) < tree.prompt_length[tree.rows][:, None]
-        earlier = tree.visible[slot[run_at]] & (run_at >= 0)[:, :, None]
-        own = (run_at[:, :, None] == run_at[:, None, :]) & np.tri(shape[1], dtype=np.bool_)
-        seen = np.concatenate([np.broadcast_to(prompt[:, None], (*shape, prompt.shape[1])), earlier, own], axis=2)
-        dtype = tree.hidden.dtype
-        mask = torch.zeros((shape[0], 1, *seen.shape[1:]), dtype=dtype, device=self.device)
-        mask.masked_fill_(~self._tensor(seen)[:, None], torch.finfo(dtype).min)
-        packing = packed.Packing(self._tensor(row), self._tensor(column), shape)
-        tree.cache.packing = packing
-        states = self.body(
-            input_ids=self._tensor(tokens[None].astype(np.int64)),
-            attention_mask=mask,
-            position_ids=self._tensor(position[None]),
-            past_key_values=tree.cache,
-            use_cache=True,
-            packing=packing,
-        ).last_hidden_state
-
-        back = np.argsort(order)  # from side by side to the order of the runs
-        row, column = row[back], column[back]
-        slots = len(tree.length) + np.arange(len(row))
-        tree.hidden = torch.cat([tree.hidden, states[0, self._tensor(back)]])
-        tree.length = np.concatenate([tree.length, position[back] + 1])
-        visible = np.concatenate([earlier[row, column], own[row, column]], axis=1)
-        before = np.pad(tree.visible, ((0, 0), (0, shape[1])))
-        tree.visible = np.concatenate([before, visible])
+        trees = self._begun()
+        self._require_room(trees.length[slot] + runs.lengths)
+        group_of_run = trees.group_of[session]
+        readings, order, place = [], [], []
+        for number, group in enumerate(trees.groups):
+            mine = np.flatnonzero(group_of_run == number)
+            if not len(mine):
+                group.forget()
+                continue
+            slots = len(group.visible)
+            part = runs.take(mine)
+            readings.append(group.branch(self.device, session[mine], trees.place[slot[mine]], part))
+            order.append(ranges(runs.offsets[mine], part.lengths))
+            place.append(slots + np.arange(len(part.tokens)))
+        read = np.concatenate(order)  # the tokens as they are read, group by group
+        position = np.repeat(trees.length[slot], runs.lengths) + places(runs.lengths)
+        states = self._read(runs.tokens[read], position[read], readings)
+        back = np.argsort(read)
+        slots = len(trees.length) + np.arange(len(read))
+        trees.hidden = torch.cat([trees.hidden, states[self._tensor(back)]])
+        trees.length = np.concatenate([trees.length, position + 1])
+        trees.place = np.concatenate([trees.place, np.concatenate(place)[back]])
         return slots
 
     @torch.inference_mode()
-    def logprobs(self, slot: LongArray, tokens: TokenLists) -> npt.NDArray[np.float32]:
-        """Log-softmax over the vocabulary after each slot, gathered at the wanted tokens."""
-        hidden = self._begun().hidden[self._tensor(slot)]
-        step = max(1, LOGITS_ELEMENTS // self.head.weight.shape[0])
-        parts = []
-        for start in range(0, len(slot), step):
-            stop = min(start + step, len(slot))
-            logits = self.head(hidden[start:stop]).float()
-            norm = torch.logsumexp(logits, dim=-1)
-            owner = self._tensor(np.repeat(np.arange(stop - start), tokens.lengths[start:stop]))
-            wanted = self._tensor(tokens.tokens[tokens.offsets[start] : tokens.offsets[stop]].astype(np.int64))
-            parts.append((logits[owner, wanted] - norm[owner]).cpu().numpy())
-        return np.concatenate(parts)
+    def logprobs(self, slot: LongArray, tokens: TokenLists, *, relative: bool = False) -> npt.NDArray[np.float32]:
+        """Log-softmax over the vocabulary after each slot, gathered at the wanted tokens.
 
-    def _read(self, texts: Sequence[IntArray], cache: DynamicCache) -> torch.Tensor:
-        """(rows, columns, hidden) last hidden states of one right-padded forward."""
-        # Padding stands after a text, where causal attention never sees it: no mask is needed.
-        lengths = np.array([len(text) for text in texts])
-        ids = np.zeros((len(texts), lengths.max()), np.int64)
-        ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(texts)
+        With `relative` the norm over the vocabulary may be missing: then only the wanted tokens' logits are computed
+        where they are few.
+        """
+        found = np.empty(len(tokens.tokens), np.float32)
+        few = np.zeros(len(slot), np.bool_)
+        if relative and type(self.head) is torch.nn.Linear:
+            few = tokens.lengths * FEW < self.head.weight.shape[0]
+        for which, compute, elements in (
+            (np.flatnonzero(few), self._logits_of, tokens.lengths * self.head.weight.shape[1]),
+            (np.flatnonzero(~few), self._logprobs_of, np.full(len(slot), self.head.weight.shape[0])),
+        ):
+            block = np.cumsum(elements[which]) // LOGITS_ELEMENTS
+            for part in np.split(which, np.flatnonzero(np.diff(block)) + 1):
+                if len(part):
+                    wanted = tokens.take(part)
+                    found[ranges(tokens.offsets[part], wanted.lengths)] = compute(slot[part], wanted).cpu().numpy()
+        return found
+
+    def _logprobs_of(self, slot: LongArray, tokens: TokenLists) -> torch.Tensor:
+        logits = self.head(self._begun().hidden[self._tensor(slot)]).float()
+        norm = torch.logsumexp(logits, dim=-1)
+        owner = self._tensor(np.repeat(np.arange(len(slot)), tokens.lengths))
+        return logits[owner, self._tensor(tokens.tokens.astype(np.int64))] - norm[owner]
+
+    def _logits_of(self, slot: LongArray, tokens: TokenLists) -> torch.Tensor:
+        wanted = self._tensor(tokens.tokens.astype(np.int64))
+        states = self._begun().hidden[self._tensor(np.repeat(slot, tokens.lengths))]
+        logits = (states.float() * self.head.weight[wanted].float()).sum(dim=-1)
+        return logits if self.head.bias is None else logits + self.head.bias[wanted].float()
+
+    def _read(self, tokens: IntArray, position: LongArray, readings: list[packed.Reading]) -> torch.Tensor:
+        """(tokens, hidden) last hidden states of tokens read side by side."""
         states: torch.Tensor = self.body(
-            input_ids=self._tensor(ids), past_key_values=cache, use_cache=True
+            input_ids=self._tensor(tokens[None].astype(np.int64)),
+            position_ids=self._tensor(position[None]),
+            attention_mask=self.head.weight.new_zeros((1, 1, 1, 1)),  # taken as it is, and not used: `readings` knows
+            use_cache=False,
+            readings=readings,
         ).last_hidden_state
-        return states
+        return states[0]
 
-    def _opening(self, tokens: IntArray, rows: int) -> DynamicCache:
-        """A cache that has read `tokens` in every row; they are computed only when they differ from the last call's."""
-        cache = DynamicCache()
-        if not len(tokens):
-            return cache
+    def _opening(self, tokens: IntArray) -> packed.Group:
+        """What all prompts begin with, as a group of one; it is computed only when it differs from the last call's."""
         if self._shared is None or not np.array_equal(self._shared[0], tokens):
-            fresh = DynamicCache()
-            self._read([tokens], fresh)
-            self._shared = (tokens, fresh)
-        for index, layer in enumerate(self._shared[1].layers):
-            cache.update(*(part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values)), index)
-        return cache
-
-    def _drop_finished(self, tree: _Tree, session: LongArray) -> None:
-        """Shrink the cache to the sessions that go on."""
-        going = np.unique(session)
-        if len(going) < len(tree.rows):
-            tree.cache.batch_select_indices(self._tensor(np.searchsorted(tree.rows, going)))
-            tree.rows = going
+            group = packed.Group(np.zeros(1, np.int64), np.array([len(tokens)]))
+            self._read(tokens, np.arange(len(tokens)), [group.begin(self.device)])
+            self._shared = (tokens, group)
+        return self._shared[1]
 
     def _require_room(self, lengths: LongArray) -> None:
         if lengths.max() > self.context:
@@ -189,10 +177,10 @@ class HuggingFaceEngine:
                 f"here up to {self.context}. Shorten prompts with --context {self.context}."
             )
 
-    def _begun(self) -> _Tree:
-        if self._tree is None:
+    def _begun(self) -> _Trees:
+        if self._trees is None:
             raise RuntimeError("prefill comes first")
-        return self._tree
+        return self._trees
 
     def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -231,25 +219,18 @@ class HuggingFaceEngine:
             )
 
 
+def _flat(texts: Sequence[IntArray]) -> TokenLists:
+    return TokenLists(np.concatenate(texts), offsets_of([len(text) for text in texts]))
+
+
 def _alike(lengths: LongArray, most: int) -> list[LongArray]:
-    """Positions grouped by falling length, each group at most `most` tokens when padded, or one text."""
+    """Positions grouped by falling length, each group rising and at most `most` tokens when padded, or one text."""
     groups: list[list[int]] = []
     for row in np.argsort(-lengths, kind="stable").tolist():
         if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > most:
             groups.append([])
         groups[-1].append(row)
-    return [np.array(group) for group in groups]
-
-
-def _place(part: DynamicCache, whole: DynamicCache, rows: torch.Tensor, n: int, columns: int) -> None:
-    """Copy the cache of some rows into that of all `n`, which has `columns` columns."""
-    for index, layer in enumerate(part.layers):
-        if index == len(whole.layers):
-            _, heads, _, size = layer.keys.shape
-            whole.update(*(layer.keys.new_zeros((n, heads, columns, size)) for _ in range(2)), index)
-        for name in ("keys", "values"):
-            mine = getattr(layer, name)
-            getattr(whole.layers[index], name)[rows, :, : mine.shape[2]] = mine
+    return [np.sort(group) for group in groups]
 
 
 def _context(config: Any) -> int:

@@ -1,30 +1,108 @@
-"""Attention for tokens that lie side by side: many sessions' prefixes as one row, without padding.
+"""Attention for tokens that lie side by side: many sessions' tokens as one row, without padding.
 
-A forward over a batch of trees would pad each session to the longest; most of a small model's time is in its linear
-layers, which then mostly multiply padding. Here the tokens of all sessions are one row (1, tokens); only inside
-attention they are spread to (sessions, longest), to meet the keys of their own session.
+A forward over a padded batch spends most of its time multiplying padding. Here the tokens of all sessions are one row
+(1, tokens) wherever each is computed for itself; only inside attention they are spread to (rows, longest), to meet the
+keys of their own session. Keys and values of a prompt are written once and never copied, moved or repeated per head.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from seqrec_prompt.ragged import LongArray, TokenLists, offsets_of, places
+
 NAME = "seqrec_packed"
+# Attention scores that exist at once, in numbers: bounds them to 128 MB in float32.
+SCORES = 1 << 25
+
+Layer = tuple[torch.Tensor, torch.Tensor]  # keys and values (rows, heads, columns, size)
 
 
-@dataclass(frozen=True)
-class Packing:
-    """Where each token of the row belongs: `row` and `column` (tokens,) of a (rows, columns) batch."""
+@dataclass(eq=False)
+class Group:
+    """Sessions whose prompts are of like length, with keys and values of all their tokens, per layer.
+
+    sessions, lengths: (rows,) rising session numbers and tokens of their prompts. A slot is a token that was read: the
+    last of each prompt first, then those of the branches. visible: (slots, columns) which columns of `branches` each
+    slot sees, itself included.
+    """
+
+    sessions: LongArray
+    lengths: LongArray
+    prompts: list[Layer] = field(default_factory=list)
+    branches: list[Layer] = field(default_factory=list)
+    visible: npt.NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.visible = np.zeros((len(self.sessions), 0), np.bool_)
+
+    def begin(self, device: torch.device, opening: Group | None = None) -> Reading:
+        """Lay out the prompts, less the tokens of `opening`, a group of one that all of them begin with."""
+        own = self.lengths - (0 if opening is None else opening.lengths[0])
+        row, shape = np.repeat(np.arange(len(own)), own), (len(own), int(own.max()))
+        return Prompts(*_tensors(device, row, places(own)), shape, self, opening)
+
+    def branch(self, device: torch.device, session: LongArray, slot: LongArray, runs: TokenLists) -> Reading:
+        """Lay out run i to be read after slot[i] of session[i]; each of its tokens becomes a slot, in their order."""
+        self._drop_finished(session)
+        run = np.repeat(np.arange(len(runs)), runs.lengths)
+        row = np.searchsorted(self.sessions, session)[run]
+        order = np.argsort(row, kind="stable")
+        counts = np.bincount(row, minlength=len(self.sessions))
+        column = np.empty(len(row), np.int64)
+        column[order] = np.arange(len(row)) - offsets_of(counts)[:-1][row[order]]
+        shape = (len(self.sessions), int(counts.max()))
+        run_at = np.full(shape, -1)
+        run_at[row, column] = run
+
+        # A token sees its session's prompt, what its run's slot sees, and its own run up to itself.
+        earlier = self.visible[slot[run_at]] & (run_at >= 0)[:, :, None]
+        own = (run_at[:, :, None] == run_at[:, None, :]) & np.tri(shape[1], dtype=np.bool_)
+        seen = np.concatenate([earlier, own], axis=2)
+        before = np.pad(self.visible, ((0, 0), (0, shape[1])))
+        self.visible = np.concatenate([before, seen[row, column]])
+        prompt = np.arange(self.prompts[0][0].shape[2]) < self.lengths[:, None]
+        return Branches(*_tensors(device, row, column), shape, self, *_tensors(device, ~prompt, ~seen))
+
+    def forget(self) -> None:
+        """Free keys and values: no session of the group goes on."""
+        self.prompts, self.branches = [], []
+
+    def _drop_finished(self, session: LongArray) -> None:
+        going = np.unique(session)
+        if 2 * len(going) > len(self.sessions):  # dropping copies what stays: not for each session that ends
+            return
+        stay = np.searchsorted(self.sessions, going)
+        self.sessions, self.lengths = going, self.lengths[stay]
+        for layers in (self.prompts, self.branches):
+            for index, (keys, values) in enumerate(layers):
+                rows = torch.from_numpy(stay).to(keys.device)
+                layers[index] = keys[rows], values[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Tokens of one group in a forward: `row` and `column` (tokens,) say where each belongs in `shape`."""
 
     row: torch.Tensor
     column: torch.Tensor
     shape: tuple[int, int]
+    group: Group
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """(rows, columns, heads, size) from (rows, heads, columns, size); keys and values are kept in the group."""
+        raise NotImplementedError
 
     def spread(self, states: torch.Tensor) -> torch.Tensor:
         """(1, heads, tokens, size) → (rows, heads, columns, size), zeros where there is no token."""
@@ -34,33 +112,94 @@ class Packing:
         return batch
 
     def gather(self, batch: torch.Tensor) -> torch.Tensor:
-        """(rows, columns, …) → (1, tokens, …)."""
-        return batch[self.row, self.column][None]
+        """(rows, columns, …) → (tokens, …)."""
+        return batch[self.row, self.column]
 
 
-class PackedCache(DynamicCache):  # type: ignore[misc]
-    """Keys and values per session; while `packing` is set, what is added comes as one row."""
+@dataclass(frozen=True, eq=False)
+class Prompts(Reading):
+    """Prompts read from their beginning, or from where `opening` ends."""
 
-    packing: Packing | None = None
+    opening: Group | None
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *more: Any, **named: Any
-    ) -> Any:
-        """Add the states of new tokens; returns all keys and values of the layer, (rows, heads, all columns, size)."""
-        if self.packing is not None:
-            key_states, value_states = self.packing.spread(key_states), self.packing.spread(value_states)
-        return super().update(key_states, value_states, layer_idx, *more, **named)
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Causal attention; padding stands after a prompt, where its tokens do not look."""
+        mask = None
+        if self.opening is not None:
+            opening = (part.expand(len(key), -1, -1, -1) for part in self.opening.prompts[layer])
+            key, value = (torch.cat([before, own], dim=2) for before, own in zip(opening, (key, value), strict=True))
+            width, total = query.shape[2], key.shape[2]
+            mask = torch.ones((width, total), dtype=torch.bool, device=key.device).tril(total - width)
+        self.group.prompts.append((key, value))
+        shared = query.shape[1] // key.shape[1]
+        if shared > 1:
+            key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
+        found = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale)
+        return found.transpose(1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Branches(Reading):
+    """Runs of tokens that branch off after what was read before.
+
+    hidden_prompt: (rows, columns of the prompts) and hidden_branches: (rows, columns, all columns of the branches):
+    True where a token does not look.
+    """
+
+    hidden_prompt: torch.Tensor
+    hidden_branches: torch.Tensor
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Attention over the prompt and the branches, without joining their keys."""
+        group = self.group
+        if layer < len(group.branches):
+            key, value = (torch.cat(two, dim=2) for two in zip(group.branches[layer], (key, value), strict=True))
+            group.branches[layer] = key, value
+        else:
+            group.branches.append((key, value))
+        prompt_key, prompt_value = group.prompts[layer]
+        rows, heads, width, size = query.shape
+        split = prompt_key.shape[2]
+        # Heads that share keys stand beside each other: they are read as more queries of one head.
+        query = query.view(rows, key.shape[1], -1, width, size)
+        step = max(1, SCORES // (rows * heads * (split + key.shape[2])))
+        parts = []
+        for start in range(0, width, step):
+            part = query[:, :, :, start : start + step]
+            flat = part.flatten(2, 3)
+            score = torch.cat([flat @ prompt_key.mT, flat @ key.mT], dim=-1).mul_(scale).unflatten(2, part.shape[2:4])
+            least = torch.finfo(score.dtype).min
+            score[..., :split].masked_fill_(self.hidden_prompt[:, None, None, None], least)
+            score[..., split:].masked_fill_(self.hidden_branches[:, None, None, start : start + step], least)
+            share = score.softmax(dim=-1, dtype=torch.float32).to(query.dtype).flatten(2, 3)
+            found = share[..., :split] @ prompt_value + share[..., split:] @ value
+            parts.append(found.unflatten(2, part.shape[2:4]).flatten(1, 2))
+        return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def _attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **named: Any
 ) -> tuple[torch.Tensor, None]:
-    packing: Packing | None = named.pop("packing", None)
-    if packing is None:
+    readings: list[Reading] | None = named.pop("readings", None)
+    if readings is None:
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **named)
         return plain
-    found, _ = sdpa_attention_forward(module, packing.spread(query), key, value, attention_mask, **named)
-    return packing.gather(found), None
+    scale = named.get("scaling") or query.shape[-1] ** -0.5
+    found, start = [], 0
+    for reading in readings:
+        tokens = slice(start, start + len(reading.row))
+        own = (reading.spread(states[:, :, tokens]) for states in (query, key, value))
+        found.append(reading.gather(reading.attend(module.layer_idx, *own, scale)))
+        start = tokens.stop
+    return torch.cat(found)[None], None
+
+
+def _tensors(device: torch.device, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
 
 
 AttentionInterface.register(NAME, _attend)

@@ -85,8 +85,10 @@ class Scorer:
             self.read[row] += len(runs[i])
         return np.arange(first, len(self.prefixes))
 
-    def logprobs(self, slot, tokens):
+    def logprobs(self, slot, tokens, *, relative=False):
         rows = [self.row(self.prefixes[s][1])[tokens[i]] for i, s in enumerate(slot.tolist())]
+        if relative:  # any number may stand before a list
+            rows = [row + sum(self.prefixes[s][1]) % 8 for row, s in zip(rows, slot.tolist(), strict=True)]
         return np.concatenate(rows)
 
 

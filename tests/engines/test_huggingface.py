@@ -11,6 +11,7 @@ from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.decoding.search import score_catalog, search
 from seqrec_prompt.decoding.trie import compile_trie
+from seqrec_prompt.engines import huggingface, packed
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 from seqrec_prompt.engines.models import load_tokenizer, model_hash
 from seqrec_prompt.errors import ModelError
@@ -128,17 +129,21 @@ def test_what_prompts_share_is_read_once(tiny_engine, shared, monkeypatch):
     wanted = TokenLists.of([list(range(20)), list(range(20)), list(range(20))])
     read = []
     forward = tiny_engine.body.forward
-    monkeypatch.setattr(tiny_engine.body, "forward", lambda **k: read.append(k["input_ids"].shape) or forward(**k))
+
+    def counted(**given):
+        if "readings" in given:  # not the plain forwards of the comparison
+            read.append(given["input_ids"].shape[1])
+        return forward(**given)
+
+    monkeypatch.setattr(tiny_engine.body, "forward", counted)
     for beginning in beginnings:
         prompts = [[*beginning, 30, 31], beginning, [*beginning, 40, 41, 42, 43]]
         slots = tiny_engine.prefill([np.array(prompt, np.int32) for prompt in prompts], shared)
         rows = [logprob_rows(tiny_engine.model, prompt, [0])[0][:20] for prompt in prompts]
         np.testing.assert_allclose(tiny_engine.logprobs(slots, wanted), np.concatenate(rows), atol=1e-4)
     kept = min(shared, 2)
-    whole = [shape for shape in read if shape[0] == 3 and shape[1] < 8]
-    assert whole == [(3, 7 - kept)] * 3
-    opened = [shape for shape in read if shape == (1, kept)]
-    assert len(opened) == 2, "the second call's beginning was known"
+    own = 5 + 3 + 7 - 3 * kept
+    assert read == [kept, own, own, kept, own], "the beginning is read when it is new, without padding"
 
 
 def test_every_title_scores_as_a_plain_forward_of_it_does(catalog, tokenizer, tiny_engine, scoring):
@@ -264,3 +269,25 @@ def test_a_directory_without_weights_has_no_hash(tiny_model, tmp_path):
 def test_loading_what_is_no_adapter_is_an_error(tiny_model, tmp_path):
     with pytest.raises(ModelError, match=r"adapter_config\.json"):
         HuggingFaceEngine.load(str(tiny_model), adapter=tmp_path)
+
+
+def test_groups_of_unlike_prompts_score_as_one_at_a_time(prompter, prompts, scoring, tiny_engine, monkeypatch):
+    """Many small groups, attention in slices, few logits at once: the lists stay those of plain sessions."""
+    trie = compile_trie(prompter.answers)
+    alone = [search(tiny_engine, trie, [prompt], 10, scoring=scoring) for prompt in prompts]
+    monkeypatch.setitem(huggingface.PREFILL_TOKENS, "cpu", 2 * max(map(len, prompts)))
+    monkeypatch.setattr(packed, "SCORES", 1000)
+    monkeypatch.setattr(huggingface, "LOGITS_ELEMENTS", 1000)
+    together = search(tiny_engine, trie, prompts, 10, scoring=scoring)
+    assert len(tiny_engine._trees.groups) > 2
+    assert together.items.tolist() == np.concatenate([found.items for found in alone]).tolist()
+    np.testing.assert_allclose(together.scores, np.concatenate([found.scores for found in alone]), atol=1e-4)
+
+
+def test_relative_logprobs_differ_from_the_others_by_a_number_a_slot(tiny_engine, monkeypatch):
+    """Computed alone where they are few, read off the whole vocabulary where they are many."""
+    slots = tiny_engine.prefill([np.array([7, 8, 9], np.int32), np.array([30, 31], np.int32)])
+    wanted = TokenLists.of([[11, 12, 13], list(range(tiny_engine.head.weight.shape[0]))])
+    apart = tiny_engine.logprobs(slots, wanted, relative=True) - tiny_engine.logprobs(slots, wanted)
+    assert np.ptp(apart[:3]) < 1e-5 < abs(apart[0])
+    np.testing.assert_allclose(apart[3:], 0, atol=1e-5)
