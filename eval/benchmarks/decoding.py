@@ -167,7 +167,9 @@ def against_peers(given: argparse.Namespace) -> dict[str, Any]:
         row = vars(result) | {"distinct_share": distinct / (K * len(prompts))}
         rows.append({key: value for key, value in row.items() if key != "lists"})
         print(rows[-1], flush=True)
-    return {"ours": ours, "peers": rows, "time_limit": given.limit}
+        found = {"ours": ours, "peers": rows, "time_limit": given.limit}
+        write_json(given.out / "peers.json", found | stamp(given, "peers"))  # a peer may take an hour
+    return found
 
 
 PARTS = {"speed": speed, "peers": against_peers, "vocabulary": vocabulary}
