@@ -79,7 +79,8 @@ class HuggingFaceEngine:
         shared = min(shared, int(lengths.min()) - 1)  # each session needs a token of its own to begin from
         opening = self._opening(prompts[0][:shared]) if shared > 0 else None
         hidden = self.head.weight.new_empty((n, self.head.weight.shape[1]))
-        group_of, place, groups = np.zeros(n, np.int64), np.zeros(n, np.int64), []
+        groups: list[packed.Group] = []
+        group_of, place = np.zeros(n, np.int64), np.zeros(n, np.int64)
         for rows in _alike(lengths, PREFILL_TOKENS[self.device.type]):
             group = packed.Group(rows, lengths[rows])
             own = _flat([prompts[row][shared:] for row in rows])
@@ -102,16 +103,15 @@ class HuggingFaceEngine:
             if not len(mine):
                 group.forget()
                 continue
-            slots = len(group.visible)
-            part = runs.take(mine)
+            part, first = runs.take(mine), len(group.visible)
             readings.append(group.branch(self.device, session[mine], trees.place[slot[mine]], part))
             order.append(ranges(runs.offsets[mine], part.lengths))
-            place.append(slots + np.arange(len(part.tokens)))
+            place.append(first + np.arange(len(part.tokens)))
         read = np.concatenate(order)  # the tokens as they are read, group by group
         position = np.repeat(trees.length[slot], runs.lengths) + places(runs.lengths)
         states = self._read(runs.tokens[read], position[read], readings)
         back = np.argsort(read)
-        slots = len(trees.length) + np.arange(len(read))
+        slots: LongArray = len(trees.length) + np.arange(len(read))
         trees.hidden = torch.cat([trees.hidden, states[self._tensor(back)]])
         trees.length = np.concatenate([trees.length, position + 1])
         trees.place = np.concatenate([trees.place, np.concatenate(place)[back]])
@@ -143,12 +143,13 @@ class HuggingFaceEngine:
         logits = self.head(self._begun().hidden[self._tensor(slot)]).float()
         norm = torch.logsumexp(logits, dim=-1)
         owner = self._tensor(np.repeat(np.arange(len(slot)), tokens.lengths))
-        return logits[owner, self._tensor(tokens.tokens.astype(np.int64))] - norm[owner]
+        found: torch.Tensor = logits[owner, self._tensor(tokens.tokens.astype(np.int64))] - norm[owner]
+        return found
 
     def _logits_of(self, slot: LongArray, tokens: TokenLists) -> torch.Tensor:
         wanted = self._tensor(tokens.tokens.astype(np.int64))
         states = self._begun().hidden[self._tensor(np.repeat(slot, tokens.lengths))]
-        logits = (states.float() * self.head.weight[wanted].float()).sum(dim=-1)
+        logits: torch.Tensor = (states.float() * self.head.weight[wanted].float()).sum(dim=-1)
         return logits if self.head.bias is None else logits + self.head.bias[wanted].float()
 
     def _read(self, tokens: IntArray, position: LongArray, readings: list[packed.Reading]) -> torch.Tensor:

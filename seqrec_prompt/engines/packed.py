@@ -7,6 +7,7 @@ keys of their own session. Keys and values of a prompt are written once and neve
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +50,7 @@ class Group:
         """Lay out the prompts, less the tokens of `opening`, a group of one that all of them begin with."""
         own = self.lengths - (0 if opening is None else opening.lengths[0])
         row, shape = np.repeat(np.arange(len(own)), own), (len(own), int(own.max()))
-        return Prompts(*_tensors(device, row, places(own)), shape, self, opening)
+        return Prompts(_tensor(device, row), _tensor(device, places(own)), shape, self, opening)
 
     def branch(self, device: torch.device, session: LongArray, slot: LongArray, runs: TokenLists) -> Reading:
         """Lay out run i to be read after slot[i] of session[i]; each of its tokens becomes a slot, in their order."""
@@ -71,7 +72,8 @@ class Group:
         before = np.pad(self.visible, ((0, 0), (0, shape[1])))
         self.visible = np.concatenate([before, seen[row, column]])
         prompt = np.arange(self.prompts[0][0].shape[2]) < self.lengths[:, None]
-        return Branches(*_tensors(device, row, column), shape, self, *_tensors(device, ~prompt, ~seen))
+        at = _tensor(device, row), _tensor(device, column)
+        return Branches(*at, shape, self, _tensor(device, ~prompt), _tensor(device, ~seen))
 
     def forget(self) -> None:
         """Free keys and values: no session of the group goes on."""
@@ -90,7 +92,7 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class Reading(ABC):
     """Tokens of one group in a forward: `row` and `column` (tokens,) say where each belongs in `shape`."""
 
     row: torch.Tensor
@@ -98,11 +100,11 @@ class Reading:
     shape: tuple[int, int]
     group: Group
 
+    @abstractmethod
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """(rows, columns, heads, size) from (rows, heads, columns, size); keys and values are kept in the group."""
-        raise NotImplementedError
 
     def spread(self, states: torch.Tensor) -> torch.Tensor:
         """(1, heads, tokens, size) → (rows, heads, columns, size), zeros where there is no token."""
@@ -128,7 +130,7 @@ class Prompts(Reading):
         """Causal attention; padding stands after a prompt, where its tokens do not look."""
         mask = None
         if self.opening is not None:
-            opening = (part.expand(len(key), -1, -1, -1) for part in self.opening.prompts[layer])
+            opening = [part.expand(len(key), -1, -1, -1) for part in self.opening.prompts[layer]]
             key, value = (torch.cat([before, own], dim=2) for before, own in zip(opening, (key, value), strict=True))
             width, total = query.shape[2], key.shape[2]
             mask = torch.ones((width, total), dtype=torch.bool, device=key.device).tril(total - width)
@@ -171,13 +173,13 @@ class Branches(Reading):
         for start in range(0, width, step):
             part = query[:, :, :, start : start + step]
             flat = part.flatten(2, 3)
-            score = torch.cat([flat @ prompt_key.mT, flat @ key.mT], dim=-1).mul_(scale).unflatten(2, part.shape[2:4])
+            score = torch.cat([flat @ prompt_key.mT, flat @ key.mT], dim=-1).mul_(scale).view(*part.shape[:4], -1)
             least = torch.finfo(score.dtype).min
             score[..., :split].masked_fill_(self.hidden_prompt[:, None, None, None], least)
             score[..., split:].masked_fill_(self.hidden_branches[:, None, None, start : start + step], least)
             share = score.softmax(dim=-1, dtype=torch.float32).to(query.dtype).flatten(2, 3)
             found = share[..., :split] @ prompt_value + share[..., split:] @ value
-            parts.append(found.unflatten(2, part.shape[2:4]).flatten(1, 2))
+            parts.append(found.view(part.shape).flatten(1, 2))
         return torch.cat(parts, dim=2).transpose(1, 2)
 
 
@@ -192,14 +194,14 @@ def _attend(
     found, start = [], 0
     for reading in readings:
         tokens = slice(start, start + len(reading.row))
-        own = (reading.spread(states[:, :, tokens]) for states in (query, key, value))
-        found.append(reading.gather(reading.attend(module.layer_idx, *own, scale)))
+        q, k, v = (reading.spread(states[:, :, tokens]) for states in (query, key, value))
+        found.append(reading.gather(reading.attend(module.layer_idx, q, k, v, scale)))
         start = tokens.stop
     return torch.cat(found)[None], None
 
 
-def _tensors(device: torch.device, *arrays: npt.NDArray[Any]) -> list[torch.Tensor]:
-    return [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
+def _tensor(device: torch.device, array: npt.NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 AttentionInterface.register(NAME, _attend)
