@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from seqrec_prompt.artifacts import hash_file
 from seqrec_prompt.engines import smollm2
-from seqrec_prompt.errors import ModelError
+from seqrec_prompt.errors import MissingExtraError, ModelError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 transformers_logging.disable_progress_bar()  # loading takes a second; the bar that counts is the caller's
 # TRL still sets this option by its old name, whatever this package does.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+ADAPTER = "adapter_model.safetensors"
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")
 
 
@@ -39,11 +42,26 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
         raise ModelError(_cannot_load("tokenizer", model, error)) from None
 
 
-def load_model(model: str, dtype: torch.dtype, revision: str | None = None) -> Any:
-    """Load a causal language model on the CPU. Raises ModelError when it cannot be found or read."""
+def load_model(model: str, dtype: torch.dtype, revision: str | None = None, *, four_bits: bool = False) -> Any:
+    """Load a causal language model on the CPU, or in `four_bits` (nf4, to train an adapter) where bitsandbytes puts it.
+
+    Raises ModelError when it cannot be found or read, MissingExtraError without bitsandbytes.
+    """
+    quantised = {}
+    if four_bits:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise MissingExtraError(
+                "bitsandbytes, which holds a model in four bits,", 'pip install "seqrec_prompt[quant]"'
+            )
+        quantised["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     try:
         return AutoModelForCausalLM.from_pretrained(
-            resolve(model), revision=revision, dtype=dtype, use_safetensors=True
+            resolve(model), revision=revision, dtype=dtype, use_safetensors=True, **quantised
         )
     except (OSError, ValueError) as error:
         raise ModelError(_cannot_load("model", model, error)) from None
@@ -109,7 +127,9 @@ def model_hash(model: str, revision: str | None = None) -> str:
 
 
 def with_adapter(model: Any, adapter: Path) -> Any:
-    """Merge a LoRA adapter into its base model."""
+    """Merge an adapter that 'finetune' made into its base model; a model that it trained as a whole is loaded."""
+    if (adapter / "config.json").exists():
+        return load_model(str(adapter), model.dtype)
     try:
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     except (OSError, ValueError, RuntimeError) as error:
@@ -117,6 +137,18 @@ def with_adapter(model: Any, adapter: Path) -> Any:
         raise ModelError(
             f"Cannot load the adapter {adapter}: {reason}\nGive a directory that 'finetune' made."
         ) from None
+
+
+def adapter_hash(adapter: Path) -> str:
+    """Identity of what 'finetune' made: of the adapter's weights, or of the whole model's.
+
+    Raises ModelError when the directory holds neither.
+    """
+    if (adapter / "config.json").exists():
+        return model_hash(str(adapter))
+    if not (adapter / ADAPTER).exists():
+        raise ModelError(f"{adapter} has no {ADAPTER}. Run 'finetune' again.")
+    return hash_file(adapter / ADAPTER)
 
 
 def _cannot_load(what: str, model: str, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""`finetune`: LoRA-fine-tune a local LLM on prepared sessions (TRL and PEFT)."""
+"""`finetune`: fine-tune a local LLM on prepared sessions, by an adapter or as a whole (TRL and PEFT)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHECKPOINTS, STARTED, LOG = "checkpoints", "started.json", "log.json"
 
 
 class LoraConfig(Config):
-    """The adapter's shape (Hu et al., 2021)."""
+    """The adapter's shape (Hu et al., 2021); method 'full' has none."""
 
     r: int = Field(16, ge=1, description="rank of the update")
     alpha: int = Field(32, ge=1, description="scale: the update is multiplied by alpha/r")
@@ -50,6 +50,12 @@ class FinetuneConfig(Config):
         "catalog",
         description="what is learned: the last item's tokens, all items' tokens, or every decision in the catalog's "
         "trie on the way to each item",
+    )
+    method: Literal["lora", "dora", "qlora", "full"] = Field(
+        "lora",
+        description="what is trained: a LoRA adapter; one that also learns the length of each column (DoRA, Liu et "
+        "al., 2024); a LoRA adapter over a base model in 4 bits (QLoRA, Dettmers et al., 2023); every weight, which "
+        "wants a learning rate about ten times smaller",
     )
     template: TemplateConfig = TemplateConfig()
     lora: LoraConfig = LoraConfig()
@@ -79,9 +85,9 @@ class FinetuneConfig(Config):
 
 
 def finetune(config: FinetuneConfig) -> Path:
-    """Train an adapter; returns its directory.
+    """Train an adapter, or with method 'full' a model; returns its directory.
 
-    It holds the adapter (safetensors), manifest.json (resolved config, hashes of data, template and base model) and
+    It holds the weights (safetensors), manifest.json (resolved config, hashes of data, template and base model) and
     log.json. A stopped run goes on from its last checkpoint; a finished one is not repeated; a directory of another run
     is refused unless `overwrite`.
     """
@@ -120,7 +126,7 @@ def finetune(config: FinetuneConfig) -> Path:
         print(f"going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
     if not all(weight.isfinite().all() for weight in trainer.model.parameters() if weight.requires_grad):
-        raise ModelError("Training diverged: the adapter's weights are not finite. Lower --learning-rate.")
+        raise ModelError("Training diverged: the trained weights are not finite. Lower --learning-rate.")
     trainer.save_model(str(config.out))
     if process.is_main_process:
         _tidy(config.out, config.model)
@@ -184,14 +190,19 @@ def _trainer(config: FinetuneConfig, data: Any) -> tuple[Any, dict[str, Any]]:
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=device().type != "cpu",
     )
-    model = load_model(config.model, torch_dtype(config.dtype, training=True), config.revision)
-    adapter = peft.LoraConfig(
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=_target_modules(config.lora.target_modules, model),
-        task_type="CAUSAL_LM",
-    )
+    # Weights that are trained keep float32 unless told otherwise: small steps are lost in half precision.
+    dtype = torch_dtype(config.dtype, training=config.method != "full")
+    model = load_model(config.model, dtype, config.revision, four_bits=config.method == "qlora")
+    adapter = None
+    if config.method != "full":
+        adapter = peft.LoraConfig(
+            r=config.lora.r,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=_target_modules(config.lora.target_modules, model),
+            use_dora=config.method == "dora",
+            task_type="CAUSAL_LM",
+        )
     options: dict[str, Any] = {"trie": trie} if config.objective == "catalog" else {}
     trainer = (CatalogTrainer if options else SFTTrainer)(
         model=model,
@@ -232,7 +243,8 @@ def _last_checkpoint(directory: Path) -> str | None:
 def _tidy(out: Path, model: str) -> None:
     """Let the adapter name its base as the user did (PEFT writes where this machine keeps it), and drop by-products."""
     file = out / "adapter_config.json"
-    write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": model})
+    if file.exists():
+        write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": model})
     (out / "README.md").unlink(missing_ok=True)  # PEFT's card names that place too, and says nothing else
     (out / "training_args.bin").unlink(missing_ok=True)  # a pickle; the manifest says what was set
 
@@ -255,4 +267,5 @@ def _hardware() -> str:
 def _summary(config: FinetuneConfig, facts: dict[str, Any]) -> str:
     unit = "nats an item" if config.objective == "catalog" else "nats a token"
     losses = " → ".join(f"{loss:.2f}" for loss in facts["loss"])
-    return f"adapter: {config.out}  ({facts['steps']} steps, {facts['seconds']:.0f} s, loss {losses} {unit})"
+    made = "model" if config.method == "full" else "adapter"
+    return f"{made}: {config.out}  ({facts['steps']} steps, {facts['seconds']:.0f} s, loss {losses} {unit})"

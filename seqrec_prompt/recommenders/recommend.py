@@ -97,9 +97,10 @@ def _template(config: RecommendConfig, base: str) -> tuple[TemplateConfig, dict[
     inputs = {"model": base}
     if config.adapter is None:
         return config.template or TemplateConfig(), inputs
+    from seqrec_prompt.engines.models import adapter_hash
+
     trained = read_manifest(config.adapter, "finetune")
-    if not (config.adapter / "adapter_model.safetensors").exists():
-        raise ModelError(f"{config.adapter} has no adapter_model.safetensors. Run 'finetune' again.")
+    adapter = adapter_hash(config.adapter)
     if trained["inputs"]["model"] != base:
         raise ModelError(
             f"{config.adapter} was trained on another base model ('{trained['config']['model']}') than "
@@ -111,7 +112,7 @@ def _template(config: RecommendConfig, base: str) -> tuple[TemplateConfig, dict[
             f"{config.adapter} was trained with another template. Leave the template out of this config: the "
             "adapter's own is used."
         )
-    return template, inputs | {"adapter": hash_file(config.adapter / "adapter_model.safetensors")}
+    return template, inputs | {"adapter": adapter}
 
 
 def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: TemplateConfig) -> dict[str, Any]:

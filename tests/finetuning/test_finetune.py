@@ -5,13 +5,16 @@ import math
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from seqrec_prompt.artifacts import MANIFEST, hash_json, read_manifest
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.engines import models
-from seqrec_prompt.errors import ArtifactError, ConfigError, ModelError, SeqrecError
+from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+from seqrec_prompt.errors import ArtifactError, ConfigError, MissingExtraError, ModelError, SeqrecError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.prompting.templates import TemplateConfig
 
@@ -87,10 +90,47 @@ def test_every_objective_and_layout_leaves_an_adapter(config_of, dataset_dir, ca
     assert not (config.out / "started.json").exists()
 
 
-def test_training_lowers_the_loss(config_of):
-    config = config_of(max_steps=30, batch_size=8, learning_rate=0.01, lora={"r": 8, "alpha": 16})
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora", "full"])
+def test_training_lowers_the_loss(config_of, method):
+    config = config_of(method=method, max_steps=30, batch_size=8, learning_rate=0.01, lora={"r": 8, "alpha": 16})
     first, last = read_manifest(finetune(config), "finetune")["facts"]["loss"]
     assert last < 0.8 * first
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora", "full"])
+def test_what_was_trained_is_what_is_decoded(config_of, tiny_model, method):
+    """Loaded for decoding, every method's logits are those that PEFT or transformers give; the base's are others."""
+    config = config_of(method=method, learning_rate=0.05)
+    finetune(config)
+    ids = torch.arange(5, 25)[None]
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    before = base(ids).logits
+    if method == "full":
+        right = AutoModelForCausalLM.from_pretrained(config.out, dtype=torch.float32)
+    else:
+        right = PeftModel.from_pretrained(base, config.out)
+        assert any("magnitude" in name for name in weights(config)) == (method == "dora")
+    engine = HuggingFaceEngine.load(str(tiny_model), config.out, "float32")
+    torch.testing.assert_close(engine.model(ids).logits, right(ids).logits, atol=1e-4, rtol=1e-4)
+    assert (engine.model(ids).logits - before).abs().max() > 0.01
+
+
+def test_qlora_holds_its_base_in_four_bits(config_of, monkeypatch):
+    loaded = []
+    real = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda *a, **k: loaded.append(real(*a, **k)) or loaded[-1])
+    finetune(config_of(method="qlora"))
+    layer = loaded[0].get_submodule("model.layers.0.mlp.up_proj.base_layer")
+    assert type(layer).__name__ == "Linear4bit"
+    assert layer.weight.quant_type == "nf4"
+
+
+def test_qlora_without_its_library_is_explained(config_of, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = config_of(method="qlora")
+    with pytest.raises(MissingExtraError, match=r"pip install .seqrec_prompt\[quant\]"):
+        finetune(config)
+    assert not config.out.exists()
 
 
 def test_the_same_run_twice_gives_the_same_adapter(config_of):
