@@ -22,10 +22,11 @@ from seqrec_prompt.artifacts import (
     write_json,
 )
 from seqrec_prompt.config import Config
-from seqrec_prompt.errors import ConfigError, DataError, ModelError
+from seqrec_prompt.errors import ModelError
+from seqrec_prompt.finetuning.validation import METRIC, ValidationConfig
 from seqrec_prompt.prompting.templates import TemplateConfig
 
-CHECKPOINTS, STARTED, LOG = "checkpoints", "started.json", "log.json"
+STARTED, LOG = "started.json", "log.json"
 
 
 class LoraConfig(Config):
@@ -71,11 +72,21 @@ class FinetuneConfig(Config):
     )
     gradient_checkpointing: bool = Field(False, description="less memory, about a third slower")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the frozen base model")
+    validation: ValidationConfig = ValidationConfig()
     save_steps: int = Field(20, ge=1, description="steps between checkpoints; training goes on from the last one")
     logging_steps: int = Field(10, ge=1, description="steps between log lines")
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field("none", description="where losses are sent")
     seed: int = Field(0, ge=0, lt=2**32, description="order of the examples and start of the adapter")
     overwrite: bool = Field(False, description="begin again although the output directory holds another run")
+
+    @model_validator(mode="after")
+    def _validation_falls_on_checkpoints(self) -> FinetuneConfig:
+        if self.validation.steps and self.save_steps % self.validation.steps:
+            raise ValueError(
+                f"'save_steps' is {self.save_steps}, no multiple of validation.steps {self.validation.steps}: the best "
+                "step must be one that is kept"
+            )
+        return self
 
     @model_validator(mode="after")
     def _layout_fits(self) -> FinetuneConfig:
@@ -99,9 +110,10 @@ def finetune(config: FinetuneConfig) -> Path:
     from accelerate import PartialState
 
     from seqrec_prompt.engines.models import model_hash
+    from seqrec_prompt.finetuning.setup import CHECKPOINTS, build_trainer
 
     _use_all_cores()
-    process = PartialState()
+    process, checkpoints = PartialState(), config.out / CHECKPOINTS
     inputs = {
         "data": data.hash,
         "catalog": data.catalog.hash,
@@ -118,10 +130,10 @@ def finetune(config: FinetuneConfig) -> Path:
         shutil.rmtree(config.out, ignore_errors=True)
     process.wait_for_everyone()
     started = time.monotonic()
-    trainer, facts = _trainer(config, data)
+    trainer, facts = build_trainer(config, data)
     if process.is_main_process:
         write_json(config.out / STARTED, wanted)
-    checkpoint = _last_checkpoint(config.out / CHECKPOINTS)
+    checkpoint = _last_checkpoint(checkpoints)
     if process.is_main_process and checkpoint:
         print(f"going on from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -135,95 +147,23 @@ def finetune(config: FinetuneConfig) -> Path:
             "steps": trainer.state.global_step,
             "seconds": round(time.monotonic() - started, 1),
             "loss": [entry["loss"] for entry in history[:1] + history[-1:]],
+            **(
+                {"best": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
+                if config.validation.steps
+                else {}
+            ),
             "dtype": str(trainer.model.dtype).removeprefix("torch."),
             "hardware": _hardware(),
         }
+        if config.validation.steps:
+            facts |= {"validation": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
         write_json(config.out / LOG, trainer.state.log_history)
         write_json(config.out / MANIFEST, wanted | {"facts": facts})
-        shutil.rmtree(config.out / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         (config.out / STARTED).unlink()
         print(_summary(config, facts))
     process.wait_for_everyone()
     return config.out
-
-
-def _trainer(config: FinetuneConfig, data: Any) -> tuple[Any, dict[str, Any]]:
-    import peft
-    from datasets import Dataset as HuggingFaceDataset
-    from trl import SFTConfig, SFTTrainer
-
-    from seqrec_prompt.decoding.trie import compile_trie
-    from seqrec_prompt.engines.models import device, load_model, load_tokenizer, torch_dtype
-    from seqrec_prompt.finetuning.examples import Collator, windows
-    from seqrec_prompt.finetuning.trainers import CatalogTrainer
-    from seqrec_prompt.prompting.templates import compile_template
-
-    tokenizer = load_tokenizer(config.model, config.revision)
-    prompter = compile_template(config.template, data.catalog, tokenizer)
-    trie = compile_trie(prompter.answers)
-    objective = "last_item" if config.template.layout == "ask" else config.objective
-    examples = windows(data.split.train, prompter, config.context, objective)
-    if not len(examples):
-        raise DataError(["no training examples: every train session has a single item"], "Prepare longer sessions.")
-    facts = {"examples": len(examples), "trie": trie.describe()}
-    print(f"{len(examples):,} training examples from {len(data.split.train):,} sessions; {trie.describe()}")
-    arguments = SFTConfig(
-        output_dir=str(config.out / CHECKPOINTS),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup,
-        lr_scheduler_type=config.scheduler,
-        gradient_checkpointing=config.gradient_checkpointing,
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        logging_steps=config.logging_steps,
-        logging_first_step=True,
-        report_to=config.report_to,
-        seed=config.seed,
-        use_cpu=device().type == "cpu",
-        bf16=False,  # the base model is loaded in its dtype, the adapter is float32
-        max_length=None,
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=device().type != "cpu",
-    )
-    # Weights that are trained keep float32 unless told otherwise: small steps are lost in half precision.
-    dtype = torch_dtype(config.dtype, training=config.method != "full")
-    model = load_model(config.model, dtype, config.revision, four_bits=config.method == "qlora")
-    adapter = None
-    if config.method != "full":
-        adapter = peft.LoraConfig(
-            r=config.lora.r,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=_target_modules(config.lora.target_modules, model),
-            use_dora=config.method == "dora",
-            task_type="CAUSAL_LM",
-        )
-    options: dict[str, Any] = {"trie": trie} if config.objective == "catalog" else {}
-    trainer = (CatalogTrainer if options else SFTTrainer)(
-        model=model,
-        args=arguments,
-        data_collator=Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0),
-        train_dataset=HuggingFaceDataset.from_dict({"items": [items.tolist() for items in examples]}),
-        processing_class=tokenizer,
-        peft_config=adapter,
-        **options,
-    )
-    return trainer, facts
-
-
-def _target_modules(names: tuple[str, ...], model: Any) -> str | list[str]:
-    if names == ("all-linear",):
-        return "all-linear"
-    known = {name.rpartition(".")[2] for name, _ in model.named_modules() if name.endswith("_proj") or "." in name}
-    if unknown := [name for name in names if name.rpartition(".")[2] not in known]:
-        layers = ", ".join(sorted(name for name in known if not name.isdigit()))
-        raise ConfigError(f"'lora.target_modules': the model has no layer {', '.join(unknown)}. It has: {layers}")
-    return list(names)
 
 
 def _is_unfinished(out: Path, wanted: dict[str, Any]) -> bool:
@@ -268,4 +208,5 @@ def _summary(config: FinetuneConfig, facts: dict[str, Any]) -> str:
     unit = "nats an item" if config.objective == "catalog" else "nats a token"
     losses = " → ".join(f"{loss:.2f}" for loss in facts["loss"])
     made = "model" if config.method == "full" else "adapter"
-    return f"{made}: {config.out}  ({facts['steps']} steps, {facts['seconds']:.0f} s, loss {losses} {unit})"
+    best = f"; {METRIC} {facts['validation']:.4f} at step {facts['best_step']}" if "validation" in facts else ""
+    return f"{made}: {config.out}  ({facts['steps']} steps, {facts['seconds']:.0f} s, loss {losses} {unit}{best})"

@@ -1,16 +1,38 @@
-"""TRL's SFTTrainer, and the same trainer with the decoder's own score as its loss."""
+"""TRL's SFTTrainer, judged by what it would recommend, and the same with the decoder's own score as its loss."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from peft import PeftModel
 from trl import SFTTrainer
 
 from seqrec_prompt.decoding.trie import CatalogTrie
 
 
-class CatalogTrainer(SFTTrainer):  # type: ignore[misc]
+class SessionTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer whose evaluation is `validation`: the model, adapters in place → metrics."""
+
+    def __init__(self, *args: Any, validation: Callable[[Any], dict[str, float]] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.validation = validation
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Judge the model; every process does the same work, so all come to the same decision."""
+        if self.validation is None:
+            raise RuntimeError("this trainer was made without a validation")
+        model = self.accelerator.unwrap_model(self.model)
+        found = self.validation(model.get_base_model() if isinstance(model, PeftModel) else model)
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = control
+        return metrics
+
+
+class CatalogTrainer(SessionTrainer):
     """Trains on minus the renormalised log-probability that the search ranks by.
 
     At each branching token of a target, cross-entropy over the trie's allowed children; forced tokens cost nothing.

@@ -15,6 +15,7 @@ from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.engines import models
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 from seqrec_prompt.errors import ArtifactError, ConfigError, MissingExtraError, ModelError, SeqrecError
+from seqrec_prompt.finetuning import setup
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.prompting.templates import TemplateConfig
 
@@ -118,7 +119,7 @@ def test_what_was_trained_is_what_is_decoded(config_of, tiny_model, method):
 def test_qlora_holds_its_base_in_four_bits(config_of, monkeypatch):
     loaded = []
     real = models.load_model
-    monkeypatch.setattr(models, "load_model", lambda *a, **k: loaded.append(real(*a, **k)) or loaded[-1])
+    monkeypatch.setattr(setup, "load_model", lambda *a, **k: loaded.append(real(*a, **k)) or loaded[-1])
     finetune(config_of(method="qlora"))
     layer = loaded[0].get_submodule("model.layers.0.mlp.up_proj.base_layer")
     assert type(layer).__name__ == "Linear4bit"

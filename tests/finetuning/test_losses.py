@@ -8,7 +8,8 @@ from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.decoding.search import search
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.finetuning.examples import windows
-from seqrec_prompt.finetuning.finetune import FinetuneConfig, _trainer
+from seqrec_prompt.finetuning.finetune import FinetuneConfig
+from seqrec_prompt.finetuning.setup import build_trainer
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template, messages, text
 
 # Of the catalog fixture: the items from here on have ordinary titles.
@@ -22,7 +23,7 @@ def trainer_of(tiny_model, dataset_dir, tmp_path):
     def build(**changes):
         settings = {"data": dataset_dir, "out": tmp_path / "out", "model": str(tiny_model), "context": 1024}
         data = Dataset.load(dataset_dir)
-        return _trainer(FinetuneConfig(**settings | changes, dtype="float32"), data)[0], data
+        return build_trainer(FinetuneConfig(**settings | changes, dtype="float32"), data)[0], data
 
     return build
 

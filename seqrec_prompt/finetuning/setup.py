@@ -1,0 +1,118 @@
+"""What a training run is made of: examples, model, adapter, TRL's trainer and, if wanted, its validation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import peft
+import torch
+from datasets import Dataset as HuggingFaceDataset
+from transformers import EarlyStoppingCallback
+from trl import SFTConfig
+
+from seqrec_prompt.decoding.trie import compile_trie
+from seqrec_prompt.engines.models import device, load_model, load_tokenizer, torch_dtype
+from seqrec_prompt.errors import ConfigError, DataError
+from seqrec_prompt.finetuning.examples import Collator, windows
+from seqrec_prompt.finetuning.trainers import CatalogTrainer, SessionTrainer
+from seqrec_prompt.finetuning.validation import METRIC, Validation, hold_out
+from seqrec_prompt.prompting.templates import compile_template
+
+if TYPE_CHECKING:
+    from seqrec_prompt.data.dataset import Dataset
+    from seqrec_prompt.finetuning.finetune import FinetuneConfig
+
+CHECKPOINTS = "checkpoints"
+
+
+def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str, Any]]:
+    """Return TRL's trainer, ready to run, and facts about what it will train on.
+
+    Raises DataError when there is nothing to train on, ConfigError for layers that the model does not have.
+    """
+    if config.method == "qlora" and config.validation.steps and device().type == "cpu":
+        # Seen with bitsandbytes 0.50 on AVX512: after a forward without gradients, later gradients are wrong.
+        raise ConfigError("'validation.steps' with method 'qlora' needs a GPU: 4-bit training goes wrong after it.")
+    tokenizer = load_tokenizer(config.model, config.revision)
+    prompter = compile_template(config.template, data.catalog, tokenizer)
+    trie = compile_trie(prompter.answers, data.popularity)
+    objective = "last_item" if config.template.layout == "ask" else config.objective
+    train, holdout = hold_out(data.split, config.validation, config.seed)
+    if config.validation.steps and holdout is None:
+        raise DataError(["no train session can be held out: there are fewer than ten"], "Leave out validation.steps.")
+    examples = windows(train, prompter, config.context, objective)
+    if not len(examples):
+        raise DataError(["no training examples: every train session has a single item"], "Prepare longer sessions.")
+    facts = {"examples": len(examples), "trie": trie.describe()}
+    print(f"{len(examples):,} training examples from {len(train):,} sessions; {trie.describe()}")
+    arguments = SFTConfig(
+        output_dir=str(config.out / CHECKPOINTS),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup,
+        lr_scheduler_type=config.scheduler,
+        gradient_checkpointing=config.gradient_checkpointing,
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        eval_strategy="no" if holdout is None else "steps",
+        eval_steps=config.validation.steps,
+        load_best_model_at_end=holdout is not None,
+        metric_for_best_model=None if holdout is None else METRIC,
+        greater_is_better=True,
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        report_to=config.report_to,
+        seed=config.seed,
+        use_cpu=device().type == "cpu",
+        bf16=False,  # the base model is loaded in its dtype, the adapter is float32
+        max_length=None,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=device().type != "cpu",
+    )
+    # Weights that are trained are float32 unless told otherwise: small steps are lost in half precision.
+    whole = config.method == "full" and config.dtype == "auto"
+    dtype = torch.float32 if whole else torch_dtype(config.dtype, training=True)
+    model = load_model(config.model, dtype, config.revision, four_bits=config.method == "qlora")
+    adapter = None
+    if config.method != "full":
+        adapter = peft.LoraConfig(
+            r=config.lora.r,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=_target_modules(config.lora.target_modules, model),
+            use_dora=config.method == "dora",
+            task_type="CAUSAL_LM",
+        )
+    options: dict[str, Any] = {"trie": trie} if config.objective == "catalog" else {}
+    if holdout is not None:
+        options["validation"] = Validation(holdout, prompter, trie, tokenizer, config.validation)
+        options["eval_dataset"] = _as_dataset(holdout.prompts)
+        options["callbacks"] = [EarlyStoppingCallback(config.validation.patience)]
+    trainer = (CatalogTrainer if config.objective == "catalog" else SessionTrainer)(
+        model=model,
+        args=arguments,
+        data_collator=Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0),
+        train_dataset=_as_dataset(examples),
+        processing_class=tokenizer,
+        peft_config=adapter,
+        **options,
+    )
+    return trainer, facts
+
+
+def _as_dataset(sessions: Any) -> Any:
+    return HuggingFaceDataset.from_dict({"items": [items.tolist() for items in sessions]})
+
+
+def _target_modules(names: tuple[str, ...], model: Any) -> str | list[str]:
+    if names == ("all-linear",):
+        return "all-linear"
+    known = {name.rpartition(".")[2] for name, _ in model.named_modules() if name.endswith("_proj") or "." in name}
+    if unknown := [name for name in names if name.rpartition(".")[2] not in known]:
+        layers = ", ".join(sorted(name for name in known if not name.isdigit()))
+        raise ConfigError(f"'lora.target_modules': the model has no layer {', '.join(unknown)}. It has: {layers}")
+    return list(names)

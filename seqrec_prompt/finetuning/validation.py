@@ -1,0 +1,96 @@
+"""Validation while training: the lists that the model would recommend now, judged by NDCG."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from seqrec_prompt.config import Config
+from seqrec_prompt.data.sessions import Holdout, Sessions, Split
+from seqrec_prompt.decoding.eligible import Filters
+from seqrec_prompt.decoding.search import search
+from seqrec_prompt.decoding.trie import CatalogTrie
+from seqrec_prompt.ragged import TokenLists, places
+
+if TYPE_CHECKING:
+    from seqrec_prompt.prompting.templates import Prompter
+
+METRIC = "ndcg@10"
+CUTOFF = 10
+
+
+class ValidationConfig(Config):
+    """When and on what a model is judged while it trains."""
+
+    steps: int | None = Field(
+        None, ge=1, description="steps between two judgements; unset: none, the last step is kept"
+    )
+    sessions: int = Field(200, ge=1, description="sessions at most: of the validation part, or else held out of train")
+    patience: int = Field(3, ge=1, description="judgements without a better one before training ends")
+    exclude_seen: bool = Field(False, description="leave out the items of the session itself")
+    context: int = Field(2048, ge=16, description="longest prompt with a title, in tokens; older items go first")
+    batch_size: int = Field(8, ge=1, description="sessions decoded together")
+
+
+def hold_out(split: Split, config: ValidationConfig, seed: int) -> tuple[Sessions, Holdout | None]:
+    """Return the sessions to train on and those to validate on, drawn with `seed`.
+
+    Without a validation part of the data's own, a tenth of the train sessions is held out, as in Harte et al.
+    (RecSys'23): the last item is the target, and nothing of the session is trained on.
+    """
+    if config.steps is None:
+        return split.train, None
+    draw = np.random.default_rng(seed)
+    if split.validation is not None:
+        n = min(config.sessions, len(split.validation))
+        return split.train, split.validation.take(np.sort(draw.choice(len(split.validation), n, replace=False)))
+    able = np.flatnonzero(split.train.lengths >= 2)
+    n = min(config.sessions, len(able) // 10)
+    out = np.zeros(len(split.train), np.bool_)
+    out[draw.choice(able, n, replace=False)] = True
+    return split.train.take(~out), Holdout.of_last_items(split.train.take(out)) if n else None
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Decodes the ten best items of each held-out session with the model as it is and compares them with its target."""
+
+    holdout: Holdout
+    prompter: Prompter
+    trie: CatalogTrie
+    tokenizer: Any
+    config: ValidationConfig
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """NDCG@10 and hit rate@10 of a causal LM, adapters in place, which is left as it was found."""
+        from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+
+        attention, training = model.config._attn_implementation, model.training
+        try:
+            engine = HuggingFaceEngine(model, self.tokenizer)
+            ranks = self._ranks(engine, min(self.config.context, engine.context))
+        finally:
+            model.set_attn_implementation(attention)
+            model.train(training)
+        hit = ranks > 0
+        gain = np.where(hit, 1 / np.log2(np.maximum(ranks, 1) + 1.0), 0.0)
+        return {METRIC: float(gain.mean()), f"hr@{CUTOFF}": float(hit.mean())}
+
+    def _ranks(self, engine: Any, context: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """(sessions,) rank of each target from 1, 0 where it is not among the first ten."""
+        shown = self.prompter.fitting(self.holdout.prompts, context)
+        ranks = np.zeros(len(self.holdout), np.int64)
+        for first in range(0, len(ranks), self.config.batch_size):
+            batch = np.arange(first, min(first + self.config.batch_size, len(ranks)))
+            prompts = [self.prompter.prompt(items) for items in shown.take(batch)]
+            seen = self.holdout.prompts.take(batch)
+            filters = Filters(TokenLists(seen.items, seen.offsets)) if self.config.exclude_seen else None
+            found = search(engine, self.trie, prompts, CUTOFF, filters=filters, shared=len(self.prompter.head))
+            lengths = np.diff(found.offsets)
+            row = np.repeat(batch, lengths)
+            right = found.items == self.holdout.targets[row]
+            ranks[row[right]] = places(lengths)[right] + 1
+        return ranks
