@@ -15,13 +15,16 @@ import torch
 from seqrec_prompt.artifacts import write_text
 
 
-def stamp(given: argparse.Namespace, part: str) -> dict[str, Any]:
-    """Command, commit, model, hardware, seed and versions of a result."""
-    script = Path(sys.argv[0]).name
-    flags = [f"--{name} {getattr(given, name)}" for name in ("model", "seed")]
+def stamp(given: argparse.Namespace, part: str, *more: str) -> dict[str, Any]:
+    """Command with the settings that matter, `more` of them to `part`; commit, hardware and versions of a result."""
+    words = ["python", f"eval/benchmarks/{Path(sys.argv[0]).name}", *([part] if part else [])]
+    for name in ("model", "adapter", *more, "seed"):
+        value = getattr(given, name, None)
+        if value is not None:
+            words += [f"--{name}", *(value if isinstance(value, (list, tuple)) else [str(value)])]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {
-        "command": f"python eval/benchmarks/{script} {part} {' '.join(flags)}",
+        "command": " ".join(words),
         "commit": _git("rev-parse", "--short", "HEAD")
         + ("+" if _git("status", "--porcelain", "seqrec_prompt") else ""),
         "hardware": hardware(),

@@ -32,6 +32,7 @@ from seqrec_prompt.ragged import IntArray
 
 K = 20
 LARGE_VOCABULARY = 151_936
+PEER_SETTINGS = ("limit", "peers")
 PEERS = ("llguidance", "xgrammar", "sample", "beam")
 
 
@@ -168,7 +169,7 @@ def against_peers(given: argparse.Namespace) -> dict[str, Any]:
         rows.append({key: value for key, value in row.items() if key != "lists"})
         print(rows[-1], flush=True)
         found = {"ours": ours, "peers": rows, "time_limit": given.limit}
-        write_json(given.out / "peers.json", found | stamp(given, "peers"))  # a peer may take an hour
+        write_json(given.out / "peers.json", found | stamp(given, "peers", *PEER_SETTINGS))  # a peer may take an hour
     return found
 
 
@@ -190,7 +191,9 @@ def main() -> None:
     for part in given.parts:
         if part != "page":
             found = PARTS[part](given)
-            write_json(given.out / f"{part}.json", found | stamp(given, part))
+            write_json(
+                given.out / f"{part}.json", found | stamp(given, part, *(PEER_SETTINGS if part == "peers" else ()))
+            )
             print(f"wrote {given.out / part}.json", flush=True)
     write_page(given.out)
 
