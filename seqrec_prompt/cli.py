@@ -50,6 +50,12 @@ VERBS = {
         "decode the top k items of every test session, always from the catalog",
         "seqrec-prompt recommend --data runs/data --model smollm2 --adapter runs/adapter --out runs/recs.parquet",
     ),
+    "ground": Verb(
+        "seqrec_prompt.recommenders.ground",
+        "GroundConfig",
+        "turn what any LLM answered, as text, into recommendations of real items",
+        "seqrec-prompt ground --data runs/data --answers answers.csv --out runs/grounded.parquet",
+    ),
     "evaluate": Verb(
         "seqrec_prompt.evaluation.evaluate",
         "EvaluateConfig",

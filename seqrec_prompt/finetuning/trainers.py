@@ -16,6 +16,7 @@ class SessionTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose evaluation is `validation`: the model, adapters in place → metrics."""
 
     def __init__(self, *args: Any, validation: Callable[[Any], dict[str, float]] | None = None, **kwargs: Any) -> None:
+        self.control: Any = None
         super().__init__(*args, **kwargs)
         self.validation = validation
 
@@ -27,8 +28,7 @@ class SessionTrainer(SFTTrainer):  # type: ignore[misc]
         found = self.validation(model.get_base_model() if isinstance(model, PeftModel) else model)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(metrics)
-        control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.control = control
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 

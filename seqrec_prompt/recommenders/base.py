@@ -23,7 +23,7 @@ class Recommendations:
     items: (total,) catalog positions, distinct within a list. scores: (total,) higher is better, not increasing.
     certified: (n,) True where the list is proven to be the exact top-k under the scorer.
     gap: (n,) best score anything unseen could still reach minus the last score of the list; ≤ 0 when certified.
-    provenance: how the items were found (constrained | exact | normalised | fuzzy | embedding), one for all.
+    provenance: how items were found (constrained | exact | normalised | fuzzy | embedding), one for all or (total,).
     outside: (n,) probability that the model would name something that is no item; None when nothing was generated.
     """
 
@@ -33,7 +33,7 @@ class Recommendations:
     scores: FloatArray
     certified: npt.NDArray[np.bool_]
     gap: FloatArray
-    provenance: str = "exact"
+    provenance: str | IdArray = "exact"
     outside: FloatArray | None = None
 
     def __len__(self) -> int:
@@ -44,6 +44,13 @@ class Recommendations:
 
     def __iter__(self) -> Iterator[IntArray]:
         return (self[i] for i in range(len(self)))
+
+    @property
+    def provenances(self) -> IdArray:
+        """(total,) how each item was found."""
+        if isinstance(self.provenance, str):
+            return np.full(len(self.items), self.provenance, dtype=object)
+        return self.provenance
 
     @classmethod
     def build(
@@ -64,7 +71,7 @@ class Recommendations:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Recommendations]) -> Recommendations:
-        """Join lists of different sessions, in order; all parts share one provenance."""
+        """Join lists of different sessions, in order."""
         lengths = np.concatenate([np.diff(part.offsets) for part in parts])
         outside = [part.outside for part in parts if part.outside is not None]
         return cls(
@@ -74,7 +81,7 @@ class Recommendations:
             np.concatenate([part.scores for part in parts]),
             np.concatenate([part.certified for part in parts]),
             np.concatenate([part.gap for part in parts]),
-            parts[0].provenance,
+            np.concatenate([part.provenances for part in parts]),
             np.concatenate(outside) if outside else None,
         )
 
@@ -89,7 +96,7 @@ class Recommendations:
             self.scores[entries],
             self.certified[which],
             self.gap[which],
-            self.provenance,
+            self.provenances[entries],
             None if self.outside is None else self.outside[which],
         )
 

@@ -114,6 +114,7 @@ def _table(lists: Recommendations, catalog: Catalog) -> pa.Table:
     entry = np.where(empty, 0, lists.offsets[:-1][session] + within)
     ids = pa.array(catalog.ids, pa.string())
     item = pa.array(lists.items[entry] if len(lists.items) else np.zeros(len(session), np.int32), mask=empty)
+    how = lists.provenances
     score = pa.array(lists.scores[entry] if len(lists.scores) else np.zeros(len(session)), mask=empty)
     return pa.table(
         {
@@ -121,7 +122,7 @@ def _table(lists: Recommendations, catalog: Catalog) -> pa.Table:
             "rank": np.where(empty, 0, within + 1),
             "item_id": pc.take(ids, item),
             "score": score,
-            "provenance": pa.array([lists.provenance] * len(session)),
+            "provenance": pa.array(how[entry] if len(how) else [None] * len(session), pa.string(), mask=empty),
             "certified": lists.certified[session],
             "gap": lists.gap[session],
             "outside": pa.nulls(len(session), pa.float64()) if lists.outside is None else lists.outside[session],
@@ -146,7 +147,9 @@ def _lists(table: pa.Table, catalog: Catalog, path: Path) -> Recommendations:
     outside = None
     if "outside" in table.column_names and not table["outside"].null_count:
         outside = table["outside"].to_numpy()[first]
-    provenance = table["provenance"][0].as_py() if len(table) and "provenance" in table.column_names else "exact"
+    provenance: Any = "exact"
+    if "provenance" in table.column_names:
+        provenance = np.array(table["provenance"].to_pylist(), dtype=object)[order][real]
     offsets = offsets_of(counts)
     score, found = score[real].astype(float), items[real].astype(np.int32)
     return Recommendations(session_id[first], offsets, found, score, certified, gap, provenance, outside)
