@@ -17,6 +17,8 @@ _PUBLIC = {
     "prepare": "data.prepare",
     "TemplateConfig": "prompting.templates",
     "compile_template": "prompting.templates",
+    "ValidateConfig": "finetuning.validate",
+    "validate": "finetuning.validate",
     "PairsConfig": "finetuning.pairs",
     "pairs": "finetuning.pairs",
     "compile_trie": "decoding.trie",

@@ -32,6 +32,12 @@ VERBS = {
         "seqrec-prompt prepare --interactions events.csv --items items.csv --session-column user_id \\\n"
         "      --time-column timestamp --split temporal --out runs/data",
     ),
+    "validate": Verb(
+        "seqrec_prompt.finetuning.validate",
+        "ValidateConfig",
+        "look at titles, prompts and their lengths in tokens before any training",
+        "seqrec-prompt validate --data runs/data --model smollm2",
+    ),
     "pairs": Verb(
         "seqrec_prompt.finetuning.pairs",
         "PairsConfig",
