@@ -47,7 +47,9 @@ def test_an_unknown_verb_names_the_known_ones(capsys):
     assert run("recomend", "--data", "x") == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith("error: unknown verb 'recomend'. Verbs: prepare, pairs, finetune, recommend, evaluate")
+    assert shown.err.startswith(
+        "error: unknown verb 'recomend'. Verbs: prepare, pairs, finetune, fit, recommend, evaluate"
+    )
 
 
 @pytest.mark.parametrize("verb", WRITTEN)
