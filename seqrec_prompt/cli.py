@@ -50,6 +50,12 @@ VERBS = {
         "LoRA-fine-tune an LLM on the train sessions",
         "seqrec-prompt finetune --data runs/data --model smollm2 --max-steps 150 --out runs/adapter",
     ),
+    "fit": Verb(
+        "seqrec_prompt.recommenders.fit",
+        "FitConfig",
+        "fit a recommender without an LLM: popularity, transitions, nearest neighbours",
+        "seqrec-prompt fit --data runs/data --recommender v-sknn --out runs/v-sknn",
+    ),
     "recommend": Verb(
         "seqrec_prompt.recommenders.recommend",
         "RecommendConfig",

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from seqrec_prompt.errors import ConfigError
 
 C = TypeVar("C", bound="Config")
+LONGEST_METAVAR = 80  # choices that take more room move from the flag to its explanation, which is wrapped
 
 
 class Config(BaseModel):
@@ -147,13 +148,19 @@ def _value_type(annotation: Any) -> tuple[Any, bool]:
 
 
 def _metavar(kind: Any) -> str:
-    if typing.get_origin(kind) is typing.Literal:
-        return "|".join(str(choice) for choice in typing.get_args(kind))
+    if choices := _choices(kind):
+        return choices if len(choices) <= LONGEST_METAVAR else "NAME"
     return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+
+
+def _choices(kind: Any) -> str:
+    return "|".join(map(str, typing.get_args(kind))) if typing.get_origin(kind) is typing.Literal else ""
 
 
 def _help(field: FieldInfo) -> str:
     text = field.description or ""
+    if len(choices := _choices(_value_type(field.annotation)[0])) > LONGEST_METAVAR:
+        text += f"; {choices.replace('|', ', ')}"
     if field.is_required():
         text += " (required)"
     elif _optional(field) and field.default is None:

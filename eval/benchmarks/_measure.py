@@ -1,4 +1,4 @@
-"""What the decoding benchmarks share: the stamp of a result and the page that shows all of them."""
+"""What the benchmarks share: the stamp of a result and the page that shows all of them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ def stamp(given: argparse.Namespace, part: str, *more: str) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {
         "command": " ".join(words),
-        "commit": _git("rev-parse", "--short", "HEAD")
-        + ("+" if _git("status", "--porcelain", "seqrec_prompt") else ""),
+        "commit": commit(),
         "hardware": hardware(),
         "versions": versions,
     }
+
+
+def commit() -> str:
+    """The commit that is checked out, with a + when the package has changed since."""
+    return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "seqrec_prompt") else "")
 
 
 def hardware() -> str:
@@ -71,7 +75,8 @@ TITLES = {
 }
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table, its first column to the left and the others to the right."""
     return ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"] + [
         "| " + " | ".join(row) + " |" for row in rows
     ]
@@ -98,7 +103,7 @@ def _speed(result: dict[str, Any]) -> list[str]:
     note = f"Prompts of {result['rows'][0]['prompt_tokens']:.0f} tokens on average."
     if "catalog" in result:
         note = f"{result['catalog']}. {note}"
-    return [note, "Constraint: share of the time outside the model's body and LM head.", "", *_table(head, rows)]
+    return [note, "Constraint: share of the time outside the model's body and LM head.", "", *table(head, rows)]
 
 
 def _peers(result: dict[str, Any]) -> list[str]:
@@ -126,7 +131,7 @@ def _peers(result: dict[str, Any]) -> list[str]:
     return [
         f"Valid: completions that are a title. Distinct: different real items of {k} wanted.",
         "",
-        *_table(head, rows),
+        *table(head, rows),
     ]
 
 
@@ -151,4 +156,4 @@ def _scale(result: dict[str, Any]) -> list[str]:
         ]
         for row in result["rows"]
     ]
-    return [result["note"], "", *_table(head, rows), "", "![Cost against the number of titles](decoding/scale.png)"]
+    return [result["note"], "", *table(head, rows), "", "![Cost against the number of titles](decoding/scale.png)"]

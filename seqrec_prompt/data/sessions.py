@@ -83,6 +83,17 @@ class Sessions:
         times = None if self.times is None else self.times[entries]
         return Sessions(self.ids[ids], offsets, self.items[entries], times)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Sessions]) -> Sessions:
+        """Join sessions, in order; there are times if all parts have them."""
+        times = [part.times for part in parts if part.times is not None]
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            offsets_of(np.concatenate([part.lengths for part in parts])),
+            np.concatenate([part.items for part in parts]),
+            np.concatenate(times) if len(times) == len(parts) else None,
+        )
+
     def to_table(self) -> pa.Table:
         """Arrow table: session_id, items (list of catalog positions) and, if there are times, times."""
         columns = {
@@ -123,6 +134,16 @@ class Holdout:
         times = None if self.target_times is None else self.target_times[which]
         return Holdout(self.prompts.take(which), self.targets[which], times)
 
+    def continued(self) -> Sessions:
+        """The prompts with their targets at the end."""
+        prompts, ends = self.prompts, self.prompts.offsets[1:]
+        times = None
+        if prompts.times is not None and self.target_times is not None:
+            times = np.insert(prompts.times, ends, self.target_times)
+        return Sessions(
+            prompts.ids, offsets_of(prompts.lengths + 1), np.insert(prompts.items, ends, self.targets), times
+        )
+
     @classmethod
     def of_last_items(cls, sessions: Sessions) -> Holdout:
         """Hold out the last item of each session; every session needs two items."""
@@ -139,6 +160,17 @@ class Split:
     train: Sessions
     test: Holdout
     validation: Holdout | None = None
+
+    def before_test(self) -> Sessions:
+        """Train sessions and validation sessions with their targets; one of both (leave-one-out) is there once, whole.
+
+        Without a validation part, just the train sessions.
+        """
+        if self.validation is None:
+            return self.train
+        longer = self.validation.continued()
+        only_train = self.train.take(~np.isin(self.train.ids.astype(str), longer.ids.astype(str)))
+        return Sessions.concatenate([only_train, longer])
 
 
 def save_sessions(path: Path, part: Sessions | Holdout) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from seqrec_prompt.data.sessions import IdArray, Sessions
 from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, ranges
 
 FloatArray = npt.NDArray[np.float64]
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,4 +109,25 @@ class Recommender(Protocol):
 
     def recommend(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
         """Return at most `k` distinct items a session; `exclude_seen` leaves out the session's own items."""
+        ...
+
+
+class Fitted(Recommender, Protocol):
+    """A recommender that learns from train sessions and is rebuilt from arrays.
+
+    Its `config` holds the settings that `settings.SECTIONS` names for it; one without settings ignores it.
+    """
+
+    @classmethod
+    def fit(cls, train: Sessions, n_items: int, config: Any = None) -> Self:
+        """Learn from `train`; `n_items` is the size of the catalog."""
+        ...
+
+    def arrays(self) -> Arrays:
+        """What has to be kept to build it again."""
+        ...
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, n_items: int, config: Any) -> Self:
+        """Build it from what `arrays` gave, exactly as it was."""
         ...

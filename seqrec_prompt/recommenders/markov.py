@@ -9,7 +9,7 @@ import numpy as np
 
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, places
-from seqrec_prompt.recommenders.base import Recommendations
+from seqrec_prompt.recommenders.base import Arrays, Recommendations
 from seqrec_prompt.recommenders.popularity import CountArray, MostPopular, blocks, lists_from_grid
 
 
@@ -29,7 +29,7 @@ class TransitionCounts:
     name = "TransitionCounts"
 
     @classmethod
-    def fit(cls, train: Sessions, n_items: int) -> Self:
+    def fit(cls, train: Sessions, n_items: int, config: None = None) -> Self:
         """Count the consecutive pairs of `train`; `n_items` is the size of the catalog."""
         rows = train.rows
         same_session = rows[:-1] == rows[1:]
@@ -40,6 +40,20 @@ class TransitionCounts:
         offsets = offsets_of(np.bincount(previous, minlength=n_items))
         popular = MostPopular.fit(train, n_items)
         return cls(popular, offsets, following[order].astype(np.int32), counts[order].astype(np.int64))
+
+    def arrays(self) -> Arrays:
+        """What has to be kept to build it again."""
+        return {
+            "popular": self.popular.counts,
+            "offsets": self.offsets,
+            "successors": self.successors,
+            "counts": self.counts,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, n_items: int, config: None) -> Self:
+        """Build it from what `arrays` gave."""
+        return cls(MostPopular(arrays["popular"]), arrays["offsets"], arrays["successors"], arrays["counts"])
 
     def recommend(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
         """Return `k` items a session; a session without items gets the most popular ones."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from seqrec_prompt.data.sessions import IdArray, Sessions
 from seqrec_prompt.ragged import IntArray, offsets_of
-from seqrec_prompt.recommenders.base import FloatArray, Recommendations
+from seqrec_prompt.recommenders.base import Arrays, FloatArray, Recommendations
 
 CountArray = npt.NDArray[np.int64]
 
@@ -49,9 +49,18 @@ class MostPopular:
     name = "MostPopular"
 
     @classmethod
-    def fit(cls, train: Sessions, n_items: int) -> Self:
+    def fit(cls, train: Sessions, n_items: int, config: None = None) -> Self:
         """Count the items of `train`; `n_items` is the size of the catalog."""
         return cls(np.bincount(train.items, minlength=n_items).astype(np.int64))
+
+    def arrays(self) -> Arrays:
+        """What has to be kept to build it again."""
+        return {"counts": self.counts}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, n_items: int, config: None) -> Self:
+        """Build it from what `arrays` gave."""
+        return cls(arrays["counts"])
 
     @cached_property
     def order(self) -> CountArray:

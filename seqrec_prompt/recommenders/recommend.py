@@ -1,4 +1,4 @@
-"""`recommend`: decode recommendations for the test sessions, constrained to the catalog, into a Parquet file."""
+"""`recommend`: lists for the test sessions, from an LLM or from what `fit` made, into a Parquet file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import Journal, hash_file, hash_json, is_done, manifest, read_manifest
 from seqrec_prompt.config import Config
@@ -16,11 +16,14 @@ from seqrec_prompt.prompting.templates import TemplateConfig
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
+    from seqrec_prompt.data.sessions import Sessions
     from seqrec_prompt.recommenders.base import Recommendations
     from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
 
 FILTERS = ("deny", "allow", "out_of_stock")
 CHUNK = 64  # sessions between two writes of the journal: the most that a stopped run has to repeat
+# Settings that mean something to every recommender; the others are the LLM's.
+SHARED = ("data", "out", "recommender", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
 
 
 class RecommendConfig(Config):
@@ -28,6 +31,9 @@ class RecommendConfig(Config):
 
     data: Path = Field(description="directory made by 'prepare'")
     out: Path = Field(description="Parquet file to write")
+    recommender: Path | None = Field(
+        None, description="directory made by 'fit', to recommend without an LLM; excludes all settings of the LLM"
+    )
     model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled)")
     revision: str | None = Field(None, description="revision of a hub model")
     adapter: Path | None = Field(
@@ -57,6 +63,15 @@ class RecommendConfig(Config):
     seed: int = Field(0, ge=0, description="draws the sessions for --max-sessions")
     overwrite: bool = Field(False, description="begin again although the output holds another run")
 
+    @model_validator(mode="after")
+    def _llm_or_fitted(self) -> RecommendConfig:
+        strange = [name for name in type(self).model_fields if name in self.model_fields_set - set(SHARED)]
+        if self.recommender is not None and strange:
+            raise ValueError(
+                f"'recommender' has no use for {', '.join(map(repr, strange))}: leave out one or the other"
+            )
+        return self
+
 
 def recommend(config: RecommendConfig) -> Path:
     """Recommend k items for every test session; returns the Parquet file.
@@ -68,6 +83,8 @@ def recommend(config: RecommendConfig) -> Path:
     from seqrec_prompt.recommenders import files
 
     data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
+    if config.recommender is not None:
+        return _recommend_fitted(config, config.recommender, data)
 
     from seqrec_prompt.engines.models import model_hash
 
@@ -90,6 +107,36 @@ def recommend(config: RecommendConfig) -> Path:
     journal.close(remove=True)
     print(_summary(config, facts))
     return config.out
+
+
+def _recommend_fitted(config: RecommendConfig, directory: Path, data: Dataset) -> Path:
+    from seqrec_prompt.recommenders import files, fitted
+
+    recommender, identity = fitted.load(directory, data)
+    settings = {name: value for name, value in config.resolved().items() if name in SHARED}
+    wanted = manifest("recommend", settings, {"data": data.hash, "recommender": identity})
+    if is_done(config.out, files.read_file_manifest(config.out), wanted, overwrite=config.overwrite):
+        print(f"already recommended: {config.out}")
+        return config.out
+    sessions = _drawn(config, data)
+    started = time.monotonic()
+    lists = recommender.recommend(sessions, config.k, exclude_seen=config.exclude_seen)
+    facts: dict[str, Any] = {"sessions": len(sessions), "test_sessions": len(data.split.test)}
+    facts["seconds_a_session"] = (time.monotonic() - started) / max(len(sessions), 1)
+    files.write(config.out, [lists], data.catalog, wanted | {"facts": facts})
+    print(_summary(config, facts))
+    return config.out
+
+
+def _drawn(config: RecommendConfig, data: Dataset) -> Sessions:
+    """The test sessions, or max_sessions of them in the order of the data."""
+    import numpy as np
+
+    sessions = data.split.test.prompts
+    if config.max_sessions is None or config.max_sessions >= len(sessions):
+        return sessions
+    drawn = np.random.default_rng(config.seed).choice(len(sessions), config.max_sessions, replace=False)
+    return sessions.take(np.sort(drawn))
 
 
 def _template(config: RecommendConfig, base: str) -> tuple[TemplateConfig, dict[str, str]]:
@@ -122,10 +169,7 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
 
     from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 
-    sessions = data.split.test.prompts
-    if config.max_sessions is not None and config.max_sessions < len(sessions):
-        drawn = np.random.default_rng(config.seed).choice(len(sessions), config.max_sessions, replace=False)
-        sessions = sessions.take(np.sort(drawn))
+    sessions = _drawn(config, data)
     done = sum(len(record["sessions"]) for record in journal.records())
     if done:
         print(f"going on: {done:,}/{len(sessions):,} sessions are done")
@@ -209,7 +253,7 @@ def _read(journal: Journal) -> Iterator[Recommendations]:
 
 def _summary(config: RecommendConfig, facts: dict[str, Any]) -> str:
     text = f"recommendations: {config.out}  ({facts['sessions']:,} of {facts['test_sessions']:,} test sessions"
-    if "seconds_a_session" in facts:
+    if "prompt_tokens" in facts:
         text += (
             f"; {facts['seconds_a_session']:.2f} s each: {facts['prompt_tokens']:.0f} prompt tokens, then "
             f"{facts['tree_tokens']:.0f} in {facts['rounds']:.1f} rounds"

@@ -1,0 +1,75 @@
+"""`seqrec-prompt fit`: fit a recommender that needs no LLM on the train sessions and keep it in a directory."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from seqrec_prompt.artifacts import is_done, manifest, peek_manifest, refuse_inputs_inside, staged_directory
+from seqrec_prompt.config import Config
+from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
+
+
+class FitConfig(Config):
+    """Settings of `fit`."""
+
+    data: Path = Field(description="directory made by 'prepare'")
+    recommender: Literal["most-popular", "transition-counts", "sknn", "s-sknn", "sf-sknn", "v-sknn"] = Field(
+        description="what to fit"
+    )
+    out: Path = Field(description="directory to write")
+    sessions: Literal["train", "before_test"] = Field(
+        "train",
+        description="sessions to learn from: the train part, or also the validation part with its targets, for the "
+        "final test",
+    )
+    neighbors: NeighborsConfig = Field(NeighborsConfig(), description="sknn, s-sknn, sf-sknn, v-sknn")
+    overwrite: bool = Field(False, description="replace what was fitted with other settings")
+
+    @model_validator(mode="after")
+    def _only_what_is_used(self) -> FitConfig:
+        used = SECTIONS.get(self.recommender)
+        strange = sorted(set(SECTIONS.values()) & self.model_fields_set - {used})
+        if strange:
+            raise ValueError(f"'{strange[0]}' holds no settings of '{self.recommender}': leave it out")
+        decays = sorted({"decay", "score_decay"} & self.neighbors.model_fields_set)
+        if decays and self.recommender != "v-sknn":
+            raise ValueError(f"'neighbors.{decays[0]}' is used only by v-sknn, not by {self.recommender}")
+        return self
+
+    def used(self) -> dict[str, Any]:
+        """Resolved settings without the sections of other recommenders."""
+        others = set(SECTIONS.values()) - {SECTIONS.get(self.recommender)}
+        return {name: value for name, value in self.resolved().items() if name not in others}
+
+
+def fit(config: FitConfig) -> Path:
+    """Fit `config.recommender` and write it to `config.out`; returns that directory.
+
+    Raises ArtifactError when `out` holds something made with other settings, or not made by `fit`.
+    """
+    from seqrec_prompt.data.dataset import Dataset
+
+    data = Dataset.load(config.data)
+    refuse_inputs_inside(config.out, {"data": config.data})
+    wanted = manifest("fit", config.used(), {"data": data.hash})
+    if is_done(config.out, peek_manifest(config.out), wanted, overwrite=config.overwrite):
+        print(f"already fitted: {config.out}")
+        return config.out
+
+    from seqrec_prompt.recommenders import fitted
+
+    sessions = data.split.train if config.sessions == "train" else data.split.before_test()
+    section = SECTIONS.get(config.recommender)
+    started = time.monotonic()
+    recommender = fitted.RECOMMENDERS[config.recommender].fit(
+        sessions, len(data.catalog), getattr(config, section) if section else None
+    )
+    facts = {"sessions": len(sessions), "interactions": len(sessions.items), "seconds": time.monotonic() - started}
+    with staged_directory(config.out) as staged:
+        fitted.save(staged, recommender, wanted | {"facts": facts})
+    print(f"fitted: {config.out}  ({recommender.name} on {len(sessions):,} sessions, {len(sessions.items):,} items)")
+    return config.out

@@ -1,0 +1,38 @@
+"""Settings of recommenders that are fitted. Apart from the recommenders, so that `--help` need not load numpy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from seqrec_prompt.config import Config
+
+Decay = Literal["none", "constant_linear", "scaling_linear", "scaling_quadratic", "log", "harmonic", "harmonic_squared"]
+
+
+class NeighborsConfig(Config):
+    """Settings of SKNN, S-SKNN, SF-SKNN and V-SKNN."""
+
+    k_neighbors: int = Field(100, ge=1, description="train sessions whose items are counted")
+    similarity: Literal["cosine", "dot", "binary"] = Field(
+        "cosine", description="of a prompt and a train session; only 'cosine' and 'binary' mind the latter's length"
+    )
+    sample: int | None = Field(
+        None, ge=1, description="compare with this many train sessions of those that share an item; none: all, exact"
+    )
+    sampling: Literal["recent", "random"] = Field("recent", description="which ones 'sample' takes")
+    idf: float = Field(0, ge=0, description="λ: multiply an item's score by 1 + λ·log(train sessions / those with it)")
+    max_items: int = Field(200, ge=1, le=500, description="newest items of a prompt that count")
+    seed: int = Field(0, ge=0, description="draws the random samples")
+
+    decay: Decay = Field(
+        "scaling_linear", description="v-sknn only: weight of a prompt's items in the similarity, newest first"
+    )
+    score_decay: Decay = Field(
+        "harmonic", description="v-sknn only: weight of a neighbour by the newest item it shares"
+    )
+
+
+# Recommender → the section of FitConfig that holds its settings; one that is not here has none.
+SECTIONS = {"sknn": "neighbors", "s-sknn": "neighbors", "sf-sknn": "neighbors", "v-sknn": "neighbors"}

@@ -1,0 +1,177 @@
+"""`fit` and `recommend --recommender`: what is kept, read back, refused, and the whole way on the command line."""
+
+import json
+import shutil
+from typing import get_args
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from seqrec_prompt.cli import main
+from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.data.sessions import Holdout, Sessions, Split
+from seqrec_prompt.errors import ArtifactError
+from seqrec_prompt.recommenders import fitted
+from seqrec_prompt.recommenders.fit import FitConfig, fit
+from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
+from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
+
+NAMES = list(fitted.RECOMMENDERS)
+
+
+@pytest.fixture(scope="module")
+def data(dataset_dir):
+    return Dataset.load(dataset_dir)
+
+
+def rows_of(path):
+    found = {}
+    for row in pq.read_table(path).to_pylist():
+        found.setdefault(row["session_id"], []).append(row)
+    return found
+
+
+def test_every_recommender_can_be_asked_for():
+    assert list(get_args(FitConfig.model_fields["recommender"].annotation)) == NAMES
+    assert set(SECTIONS) <= set(NAMES)
+    assert set(SECTIONS.values()) == set(fitted.SETTINGS)
+    assert all(FitConfig.model_fields[section].annotation is cls for section, cls in fitted.SETTINGS.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_what_is_read_back_recommends_the_same(data, dataset_dir, tmp_path, name, exclude_seen):
+    section = SECTIONS.get(name)
+    config = NeighborsConfig(k_neighbors=7, sample=9, sampling="random", idf=0.5, seed=3) if section else None
+    out = tmp_path / "fitted"
+    fit(FitConfig(data=dataset_dir, recommender=name, out=out, **({section: config} if section else {})))
+    before = fitted.RECOMMENDERS[name].fit(data.split.train, len(data.catalog), config)
+    after, _ = fitted.load(out, data)
+    prompts = data.split.test.prompts
+    one, other = (r.recommend(prompts, 6, exclude_seen=exclude_seen) for r in (before, after))
+    assert type(after) is type(before)
+    assert len(one.items) > 12
+    for part in ("offsets", "items", "scores"):
+        assert np.array_equal(getattr(one, part), getattr(other, part))
+        assert getattr(one, part).dtype == getattr(other, part).dtype
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_from_the_command_line_to_a_table(data, dataset_dir, tmp_path, capsys, name):
+    where, out = tmp_path / "fitted", tmp_path / "recs.parquet"
+    assert main(["fit", "--data", str(dataset_dir), "--recommender", name, "--out", str(where)]) == 0
+    flags = ["--data", str(dataset_dir), "--recommender", str(where), "--k", "4", "--exclude-seen", "--out", str(out)]
+    assert main(["recommend", *flags]) == 0
+    assert (
+        main(["evaluate", "--data", str(dataset_dir), "--recommendations", str(out), "--out", str(tmp_path / "e")]) == 0
+    )
+    assert "| recs" in capsys.readouterr().out
+    found = rows_of(out)
+    assert list(found) == data.split.test.prompts.ids.tolist()
+    for session_id, seen in zip(data.split.test.prompts.ids, data.split.test.prompts, strict=True):
+        rows = [row for row in found[session_id] if row["rank"]]
+        items = {row["item_id"] for row in rows}
+        assert len(items) == len(rows) <= 4
+        assert not items & {data.catalog.ids[item] for item in seen}
+        assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+        assert {row["provenance"] for row in found[session_id]} == {"exact"}
+    assert json.loads((where / "manifest.json").read_text())["config"]["recommender"] == name
+
+
+def test_max_sessions_are_drawn_as_for_an_llm(data, dataset_dir, tmp_path):
+    where = fit(FitConfig(data=dataset_dir, recommender="v-sknn", out=tmp_path / "fitted"))
+
+    def lists(seed):
+        out = tmp_path / f"{seed}.parquet"
+        return rows_of(
+            recommend(RecommendConfig(data=dataset_dir, recommender=where, out=out, max_sessions=5, seed=seed))
+        )
+
+    drawn = np.sort(np.random.default_rng(1).choice(len(data.split.test), 5, replace=False))
+    assert list(lists(1)) == data.split.test.prompts.ids[drawn].tolist()
+    assert list(lists(1)) != list(lists(0))
+
+
+def test_what_is_done_is_not_done_again_and_other_settings_are_refused(dataset_dir, tmp_path, capsys):
+    settings = {"data": dataset_dir, "recommender": "sknn", "out": tmp_path / "fitted"}
+    fit(FitConfig(**settings))
+    fit(FitConfig(**settings))
+    assert capsys.readouterr().out.splitlines()[-1] == f"already fitted: {tmp_path / 'fitted'}"
+    other = FitConfig(**settings, neighbors=NeighborsConfig(k_neighbors=3))
+    with pytest.raises(ArtifactError, match=r"config.neighbors.k_neighbors: was 100, is 3"):
+        fit(other)
+    lists = RecommendConfig(data=dataset_dir, recommender=tmp_path / "fitted", out=tmp_path / "recs.parquet")
+    recommend(lists)
+    recommend(lists)
+    assert capsys.readouterr().out.splitlines()[-1] == f"already recommended: {lists.out}"
+    fit(other.model_copy(update={"overwrite": True}))
+    with pytest.raises(ArtifactError, match=r"inputs\.recommender"):
+        recommend(lists)
+
+
+def test_a_directory_that_is_none_or_damaged_is_named(data, dataset_dir, tmp_path):
+    def load(where):
+        return recommend(RecommendConfig(data=dataset_dir, recommender=where, out=tmp_path / "recs.parquet"))
+
+    with pytest.raises(ArtifactError, match="expected a directory made by 'fit'"):
+        load(tmp_path / "nowhere")
+    where = fit(FitConfig(data=dataset_dir, recommender="most-popular", out=tmp_path / "fitted"))
+    other = shutil.copytree(dataset_dir, tmp_path / "other")
+    made = json.loads((other / "manifest.json").read_text())
+    made["facts"]["hash"] = "changed"
+    (other / "manifest.json").write_text(json.dumps(made))
+    with pytest.raises(ArtifactError, match="was fitted on other data"):
+        recommend(RecommendConfig(data=other, recommender=where, out=tmp_path / "recs.parquet"))
+    (where / fitted.ARRAYS).write_bytes(b"torn")
+    with pytest.raises(ArtifactError, match=r"arrays.safetensors is missing or damaged"):
+        load(where)
+    assert not (tmp_path / "recs.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fit", "--recommender", "v-sknm"], "'recommender' = 'v-sknm'"),
+        (["fit", "--recommender", "most-popular", "--neighbors.idf", "1"], "'neighbors' holds no settings of"),
+        (["fit", "--recommender", "sknn", "--neighbors.decay", "log"], "'neighbors.decay' is used only by v-sknn"),
+        (["fit", "--recommender", "sknn", "--neighbors.sample", "0"], "'neighbors.sample' = '0'"),
+        (["recommend", "--recommender", "x", "--model", "smollm2", "--deny", "y"], "no use for 'model', 'deny'"),
+    ],
+)
+def test_settings_without_use_are_refused(capsys, argv, message):
+    assert main([*argv, "--data", "d", "--out", "o"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_before_test_has_every_session_once_and_whole():
+    def timed(ids, lists):
+        built = Sessions.build(ids, lists)
+        return Sessions(built.ids, built.offsets, built.items, np.arange(len(built.items), dtype=float))
+
+    train = timed(["a", "b", "c"], [[0, 1], [2], [3, 4]])
+    validation = Holdout(timed(["c", "a", "d"], [[3, 4], [0, 1], []]), np.array([5, 6, 7], np.int32), np.arange(3.0))
+    test = Holdout(timed(["a"], [[0, 1, 6]]), np.array([8], np.int32))
+    known = Split(train, test, validation).before_test()
+    assert dict(zip(known.ids.tolist(), [s.tolist() for s in known], strict=True)) == {
+        "b": [2],
+        "c": [3, 4, 5],
+        "a": [0, 1, 6],
+        "d": [7],
+    }
+    assert known.times.tolist() == [2, 0, 1, 0, 2, 3, 1, 2]
+    assert Split(train, test).before_test() is train
+
+
+def test_fit_learns_from_validation_only_when_asked(data, dataset_dir, tmp_path):
+    new = len(data.catalog) - 1
+    validation = Holdout(Sessions.build(["v"], [[0]]), np.array([new], np.int32))
+    split = Split(data.split.train, data.split.test, validation)
+    where = shutil.copytree(dataset_dir, tmp_path / "data")
+    Dataset(data.catalog, split, data.manifest).save(where)
+    counts = {}
+    for part in ("train", "before_test"):
+        fit(FitConfig(data=where, recommender="most-popular", sessions=part, out=tmp_path / part))
+        counts[part] = fitted.load(tmp_path / part, Dataset.load(where))[0].counts
+    gained = counts["before_test"] - counts["train"]
+    assert np.flatnonzero(gained).tolist() == [0, new]
