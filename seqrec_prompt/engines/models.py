@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from seqrec_prompt.artifacts import hash_file, read_manifest
 from seqrec_prompt.engines import smollm2
 from seqrec_prompt.errors import ModelError
 
@@ -106,6 +107,22 @@ def model_hash(model: str, revision: str | None = None) -> str:
                     stream.seek(8 + size + at)
                     digest.update(stream.read(min(1 << 10, end - at)))
     return digest.hexdigest()
+
+
+def trained_adapter(adapter: Path, model: str, base: str) -> tuple[dict[str, Any], str]:
+    """The manifest and the hash of an adapter that `finetune` made; `base` is the hash of `model`.
+
+    Raises ModelError when its weights are missing or it was trained on another base model.
+    """
+    trained = read_manifest(adapter, "finetune")
+    if not (adapter / "adapter_model.safetensors").exists():
+        raise ModelError(f"{adapter} has no adapter_model.safetensors. Run 'finetune' again.")
+    if trained["inputs"]["model"] != base:
+        raise ModelError(
+            f"{adapter} was trained on another base model ('{trained['config']['model']}') than "
+            f"'{model}' is here. Give --model of the model it was trained on."
+        )
+    return trained, hash_file(adapter / "adapter_model.safetensors")
 
 
 def with_adapter(model: Any, adapter: Path) -> Any:

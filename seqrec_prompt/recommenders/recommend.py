@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from seqrec_prompt.artifacts import Journal, hash_file, hash_json, is_done, manifest, read_manifest
+from seqrec_prompt.artifacts import Journal, hash_file, hash_json, is_done, manifest
 from seqrec_prompt.config import Config
-from seqrec_prompt.errors import ConfigError, ModelError
+from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 if TYPE_CHECKING:
@@ -97,21 +97,16 @@ def _template(config: RecommendConfig, base: str) -> tuple[TemplateConfig, dict[
     inputs = {"model": base}
     if config.adapter is None:
         return config.template or TemplateConfig(), inputs
-    trained = read_manifest(config.adapter, "finetune")
-    if not (config.adapter / "adapter_model.safetensors").exists():
-        raise ModelError(f"{config.adapter} has no adapter_model.safetensors. Run 'finetune' again.")
-    if trained["inputs"]["model"] != base:
-        raise ModelError(
-            f"{config.adapter} was trained on another base model ('{trained['config']['model']}') than "
-            f"'{config.model}' is here. Give --model of the model it was trained on."
-        )
+    from seqrec_prompt.engines.models import trained_adapter
+
+    trained, adapter = trained_adapter(config.adapter, config.model, base)
     template = TemplateConfig.model_validate(trained["config"]["template"])
     if config.template is not None and config.template != template:
         raise ConfigError(
             f"{config.adapter} was trained with another template. Leave the template out of this config: the "
             "adapter's own is used."
         )
-    return template, inputs | {"adapter": hash_file(config.adapter / "adapter_model.safetensors")}
+    return template, inputs | {"adapter": adapter}
 
 
 def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: TemplateConfig) -> dict[str, Any]:
