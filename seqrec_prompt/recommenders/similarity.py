@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -52,29 +53,22 @@ class SimilarityParams(Config):
     reduce: ReduceConfig | None = Field(None, description="reduction of the embeddings")
 
 
-def weights(weighting: Weighting, from_end: LongArray, length: LongArray) -> FloatArray:
-    """Weight of the item that is i-th from the end (i = 1 is the last) of a session of n items, both (entries,)."""
-    i, n = from_end.astype(np.float64), length.astype(np.float64)
-    linear = np.maximum(SMALLEST, 1 - (i - 1) / n)
-    match weighting:
-        case "none":
-            return np.ones(len(i))
-        case "constant_linear":
-            return np.maximum(SMALLEST, 1 - 0.1 * (i - 1))
-        case "scaling_linear":
-            return linear
-        case "scaling_quadratic":
-            return linear**2
-        case "scaling_cubic":
-            return linear**3
-        case "log":
-            return 1 / (np.log(i) + 1)
-        case "harmonic":
-            return 1 / i
-        case "harmonic_squared":
-            return 1 / i**2
-        case "last":
-            return (i == 1).astype(np.float64)
+def _falling(i: FloatArray, n: FloatArray) -> FloatArray:
+    return np.maximum(SMALLEST, 1 - (i - 1) / n)
+
+
+# Weight of the item that is i-th from the end (i = 1 is the last) of a session of n items; all (entries,).
+WEIGHTS: dict[Weighting, Callable[[FloatArray, FloatArray], FloatArray]] = {
+    "none": lambda i, n: np.ones_like(i),
+    "constant_linear": lambda i, n: np.maximum(SMALLEST, 1 - 0.1 * (i - 1)),
+    "scaling_linear": _falling,
+    "scaling_quadratic": lambda i, n: _falling(i, n) ** 2,
+    "scaling_cubic": lambda i, n: _falling(i, n) ** 3,
+    "log": lambda i, n: 1 / (np.log(i) + 1),
+    "harmonic": lambda i, n: 1 / i,
+    "harmonic_squared": lambda i, n: 1 / i**2,
+    "last": lambda i, n: (i == 1).astype(np.float64),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +112,8 @@ class LLMSeqSim:
 
     def _weights(self, sessions: Sessions) -> FloatArray:
         """(entries,) weight of every item in its session; those of a session sum to one."""
-        length = np.repeat(sessions.lengths, sessions.lengths)
-        from_end = length - places(sessions.lengths)
-        found = weights(self.params.weighting, from_end, length)
+        length = np.repeat(sessions.lengths, sessions.lengths).astype(np.float64)
+        found = WEIGHTS[self.params.weighting](length - places(sessions.lengths), length)
         return found / np.bincount(sessions.rows, found, len(sessions))[sessions.rows]
 
 
@@ -187,8 +180,6 @@ class _Nearest:
 
 def _first(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Values and columns of the k best of each row, ties by column; `topk` alone leaves their order open."""
-    import torch
-
     best, found = scores.topk(k, dim=1)
     # More than k at least as good as the k-th: which of them stand in the list is for the columns to say.
     tied = (scores >= best[:, -1:]).sum(dim=1) > k
