@@ -86,6 +86,8 @@ class SentenceEmbedder:
         self.model = model.eval()
         self.dimension = int(model.get_embedding_dimension())
         self.context = int(model.max_seq_length or 4096)
+        # Some write a text as a chat message, which takes more tokens than the tokenizer alone says.
+        self.frame = int(model.preprocess(["a"])["attention_mask"].sum()) - len(model.tokenizer("a")["input_ids"])
 
     @classmethod
     def load(cls, model: str, dtype: Dtype = "float32", revision: str | None = None) -> SentenceEmbedder:
@@ -111,7 +113,7 @@ class SentenceEmbedder:
     def lengths(self, texts: Sequence[str]) -> LongArray:
         """(texts,) tokens of each text, special ones included."""
         ids = self.model.tokenizer(list(texts), truncation=False)["input_ids"]
-        return np.array([len(one) for one in ids], np.int64)
+        return np.array([len(one) for one in ids], np.int64) + self.frame
 
     def embed(self, texts: Sequence[str]) -> VectorArray:
         """(texts, dimension) float32, all texts read at once."""

@@ -62,7 +62,9 @@ def test_lda_solves_the_generalised_eigenproblem_of_fisher():
     wanted = CENTRED @ axes[:, ::-1][:, :3]
     found = reduced("lda", dimensions=3, attribute="kind")
     sign = np.sign((wanted * found).sum(axis=0))
-    assert found == pytest.approx(wanted * sign, abs=1e-3)
+    scale = np.linalg.norm(found) / np.linalg.norm(wanted)
+    assert scale == pytest.approx(1, abs=0.01)  # within is divided by N in some versions of scikit-learn
+    assert found == pytest.approx(wanted * sign * scale, abs=1e-4)
 
 
 def test_items_without_a_class_are_mapped_but_not_learned_from():

@@ -1,6 +1,7 @@
 """Models that read texts: pooling against plain forwards, one text against many, and the sentence-transformers way."""
 
 import importlib.util
+import shutil
 import sys
 import types
 
@@ -12,6 +13,9 @@ from transformers import AutoModelForCausalLM
 from seqrec_prompt.engines.embedder import CausalEmbedder, SentenceEmbedder
 from seqrec_prompt.errors import MissingExtraError, ModelError
 
+needs_extra = pytest.mark.skipif(
+    importlib.util.find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed"
+)
 POOLINGS = ["mean", "weighted-mean", "last"]
 
 
@@ -105,9 +109,11 @@ class StandIn(torch.nn.Module):
             raise OSError("nowhere is not a model\nof any kind")
         self.options = options
 
-    def tokenizer(self, texts, truncation):
-        assert truncation is False
-        return {"input_ids": [text.split() for text in texts]}
+    def tokenizer(self, texts, truncation=True):
+        return {"input_ids": texts.split() if isinstance(texts, str) else [text.split() for text in texts]}
+
+    def preprocess(self, texts):
+        return {"attention_mask": torch.ones((len(texts), len(texts[0].split()) + 2))}
 
     def get_embedding_dimension(self):
         return 2
@@ -122,25 +128,38 @@ def test_a_sentence_transformers_model_pools_itself(monkeypatch):
     embedder = SentenceEmbedder.load("any")
     assert (embedder.dimension, embedder.context) == (2, 12)
     assert embedder.model.options["model_kwargs"] == {"dtype": torch.float32, "use_safetensors": True}
-    assert embedder.lengths(["a b c", "d"]).tolist() == [3, 1]
+    assert embedder.lengths(["a b c", "d"]).tolist() == [5, 3]
     assert embedder.embed(["a b c", "d"]).tolist() == [[5, 2], [1, 0]]
     with pytest.raises(ModelError, match="Cannot load the sentence-transformers model 'nowhere': nowhere is not a mod"):
         SentenceEmbedder.load("nowhere")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is None, reason="the extra is not installed")
+@needs_extra
 @pytest.mark.parametrize(
     ("pooling", "name"), [("mean", "mean"), ("weighted-mean", "weightedmean"), ("last", "lasttoken")]
 )
 def test_a_real_sentence_transformers_model_gives_what_its_causal_twin_gives(
     tmp_path, tiny_model, embedder_of, texts, pooling, name
 ):
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-    body = models.Transformer(str(tiny_model))
-    SentenceTransformer(modules=[body, models.Pooling(64, pooling_mode=name)]).save(str(tmp_path))
-    plain = [text for text in texts if "<|" not in text]  # that library reads control tokens inside a text
-    found = SentenceEmbedder.load(str(tmp_path))
-    wanted = embedder_of(pooling)
-    assert found.lengths(plain).tolist() == wanted.lengths(plain).tolist()
-    assert found.embed(plain) == pytest.approx(wanted.embed(plain), abs=1e-5)
+    # That library would write a text as a chat message, were there a template.
+    plain = shutil.copytree(tiny_model, tmp_path / "plain", ignore=shutil.ignore_patterns("chat_template.jinja"))
+    modules = [Transformer(str(plain)), Pooling(64, pooling_mode=name)]
+    SentenceTransformer(modules=modules).save(str(tmp_path / "own"))
+    shown = [text for text in texts if "<|" not in text]  # and it reads control tokens inside a text
+    found, wanted = SentenceEmbedder.load(str(tmp_path / "own")), embedder_of(pooling)
+    assert found.lengths(shown).tolist() == wanted.lengths(shown).tolist()
+    assert found.embed(shown) == pytest.approx(wanted.embed(shown), abs=1e-5)
+
+
+@needs_extra
+def test_tokens_of_a_chat_template_count(tmp_path, tiny_model, tokenizer):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    SentenceTransformer(modules=[Transformer(str(tiny_model)), Pooling(64)]).save(str(tmp_path))
+    found = SentenceEmbedder.load(str(tmp_path)).lengths(["Dove Shampoo"])
+    chat = [{"role": "user", "content": "Dove Shampoo"}]
+    assert found.tolist() == [len(tokenizer.apply_chat_template(chat, tokenize=True)["input_ids"])]
