@@ -36,7 +36,7 @@ _PUBLIC = {
     "LastItemRepeat": "recommenders.popularity",
     "TransitionCounts": "recommenders.markov",
     "LLMSeqPrompt": "recommenders.prompt",
-    "SimilarityParams": "recommenders.similarity",
+    "SimilarityConfig": "recommenders.similarity",
     "LLMSeqSim": "recommenders.similarity",
     "RecommendConfig": "recommenders.recommend",
     "recommend": "recommenders.recommend",

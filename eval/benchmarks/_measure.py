@@ -22,11 +22,15 @@ def stamp(given: argparse.Namespace, part: str) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {
         "command": f"python eval/benchmarks/{script} {part} {' '.join(flags)}",
-        "commit": _git("rev-parse", "--short", "HEAD")
-        + ("+" if _git("status", "--porcelain", "seqrec_prompt") else ""),
+        "commit": commit(),
         "hardware": hardware(),
         "versions": versions,
     }
+
+
+def commit() -> str:
+    """The commit that is checked out, with a + when the package has changed since."""
+    return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "seqrec_prompt") else "")
 
 
 def hardware() -> str:

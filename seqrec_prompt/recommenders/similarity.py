@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from seqrec_prompt.config import Config
@@ -34,11 +35,11 @@ Weighting = Literal[
 ]
 
 SMALLEST = 1e-5  # a linear weight falls no further
-# Similarities held at once, (sessions, items): 64 MB in float32, whatever the size of catalog and data.
+# Similarities computed at once, (sessions, items): 64 MB in float32, twice that in float64, and a few copies of it.
 BLOCK_ELEMENTS = 1 << 24
 
 
-class SimilarityParams(Config):
+class SimilarityConfig(Config):
     """Settings of LLMSeqSim; the defaults are the paper's best on Beauty, without its reduction."""
 
     weighting: Weighting = Field(
@@ -82,25 +83,34 @@ class LLMSeqSim:
 
     vectors: VectorArray
     place: LongArray
-    params: SimilarityParams
+    config: SimilarityConfig
     name = "LLMSeqSim"
 
     @classmethod
-    def fit(cls, table: EmbeddingTable, catalog: Catalog, params: SimilarityParams) -> Self:
-        """Reduce and normalise the catalog's embeddings as `params` say."""
+    def fit(cls, table: EmbeddingTable, catalog: Catalog, config: SimilarityConfig) -> Self:
+        """Reduce and normalise the catalog's embeddings as `config` says."""
         distinct, place = _distinct(table.vectors)
-        if params.reduce is not None:
-            distinct = fit_reduction(params.reduce, table.vectors, catalog)(distinct)
-        if params.normalise:
+        if config.reduce is not None:
+            distinct = fit_reduction(config.reduce, table.vectors, catalog)(distinct)
+        if config.normalise:
             distinct = distinct / np.maximum(np.linalg.norm(distinct, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        return cls(distinct, place, params)
+        return cls(distinct, place, config)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What has to be kept to build it again, the reduction's work included."""
+        return {"vectors": self.vectors, "place": self.place}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], n_items: int, config: SimilarityConfig) -> Self:
+        """Build it from what `arrays` gave; `n_items` is the size of the catalog."""
+        return cls(arrays["vectors"], arrays["place"], config)
 
     def recommend(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
         """Return the `k` nearest items a session, ties in catalog order."""
         import torch
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        search = _Nearest(self.vectors, self.place, self.params.similarity, device)
+        search = _Nearest(self.vectors, self.place, self.config.similarity, device)
         size = max(1, BLOCK_ELEMENTS // len(self.place))
         parts = []
         for start in range(0, max(len(sessions), 1), size):
@@ -113,7 +123,7 @@ class LLMSeqSim:
     def _weights(self, sessions: Sessions) -> FloatArray:
         """(entries,) weight of every item in its session; those of a session sum to one."""
         length = np.repeat(sessions.lengths, sessions.lengths).astype(np.float64)
-        found = WEIGHTS[self.params.weighting](length - places(sessions.lengths), length)
+        found = WEIGHTS[self.config.weighting](length - places(sessions.lengths), length)
         return found / np.bincount(sessions.rows, found, len(sessions))[sessions.rows]
 
 

@@ -11,7 +11,7 @@ from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.embeddings.reduce import ReduceConfig, fit_reduction
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.recommenders import similarity
-from seqrec_prompt.recommenders.similarity import WEIGHTS, LLMSeqSim, SimilarityParams
+from seqrec_prompt.recommenders.similarity import WEIGHTS, LLMSeqSim, SimilarityConfig
 
 N, DIM = 70, 8
 DRAW = np.random.default_rng(1)
@@ -35,7 +35,7 @@ WORKED = {
 
 
 def build(rows=ROWS, catalog=CATALOG, **params):
-    return LLMSeqSim.fit(EmbeddingTable(rows, manifest("embed", {}, {})), catalog, SimilarityParams(**params))
+    return LLMSeqSim.fit(EmbeddingTable(rows, manifest("embed", {}, {})), catalog, SimilarityConfig(**params))
 
 
 @pytest.mark.parametrize("weighting", WORKED)
@@ -127,6 +127,14 @@ def test_ties_are_in_catalog_order(kind, k):
         scores = loop(rows.astype(np.float64).tolist(), items, "harmonic", kind)
         best = sorted((j for j in range(N) if j not in items), key=lambda j: (-scores[j], j))[:k]
         assert found[session].tolist() == best
+
+
+def test_it_is_rebuilt_from_its_arrays():
+    made = build(reduce=ReduceConfig(method="whiten_pca", dimensions=3), weighting="log")
+    again = LLMSeqSim.from_arrays(made.arrays(), N, made.config)
+    wanted, found = (one.recommend(SESSIONS, 7, exclude_seen=True) for one in (made, again))
+    assert np.array_equal(wanted.items, found.items)
+    assert np.array_equal(wanted.scores, found.scores)
 
 
 def test_blocks_change_nothing(monkeypatch):
