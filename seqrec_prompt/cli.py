@@ -74,6 +74,12 @@ VERBS = {
         "compare recommendation files and baselines in one table",
         "seqrec-prompt evaluate --data runs/data --recommendations runs/recs.parquet --out runs/evaluation",
     ),
+    "embed": Verb(
+        "seqrec_prompt.engines.embed",
+        "EmbedConfig",
+        "turn every item into a vector, with the same LLM or another",
+        "seqrec-prompt embed --data runs/data --model smollm2 --adapter runs/adapter --out runs/embeddings",
+    ),
 }
 
 

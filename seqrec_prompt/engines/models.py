@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from seqrec_prompt.artifacts import hash_file
+from seqrec_prompt.artifacts import hash_file, read_manifest
 from seqrec_prompt.engines import smollm2
 from seqrec_prompt.errors import MissingExtraError, ModelError
 
@@ -124,6 +124,20 @@ def model_hash(model: str, revision: str | None = None) -> str:
                     stream.seek(8 + size + at)
                     digest.update(stream.read(min(1 << 10, end - at)))
     return digest.hexdigest()
+
+
+def trained_adapter(adapter: Path, model: str, base: str) -> tuple[dict[str, Any], str]:
+    """The manifest and the hash of an adapter that `finetune` made; `base` is the hash of `model`.
+
+    Raises ModelError when its weights are missing or it was trained on another base model.
+    """
+    trained, made = read_manifest(adapter, "finetune"), adapter_hash(adapter)
+    if trained["inputs"]["model"] != base:
+        raise ModelError(
+            f"{adapter} was trained on another base model ('{trained['config']['model']}') than "
+            f"'{model}' is here. Give --model of the model it was trained on."
+        )
+    return trained, made
 
 
 def with_adapter(model: Any, adapter: Path) -> Any:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from seqrec_prompt.artifacts import Journal, hash_file, hash_json, is_done, manifest, read_manifest
+from seqrec_prompt.artifacts import Journal, hash_file, hash_json, is_done, manifest
 from seqrec_prompt.config import Config
-from seqrec_prompt.errors import ConfigError, ModelError
+from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 if TYPE_CHECKING:
@@ -144,15 +144,9 @@ def _template(config: RecommendConfig, base: str) -> tuple[TemplateConfig, dict[
     inputs = {"model": base}
     if config.adapter is None:
         return config.template or TemplateConfig(), inputs
-    from seqrec_prompt.engines.models import adapter_hash
+    from seqrec_prompt.engines.models import trained_adapter
 
-    trained = read_manifest(config.adapter, "finetune")
-    adapter = adapter_hash(config.adapter)
-    if trained["inputs"]["model"] != base:
-        raise ModelError(
-            f"{config.adapter} was trained on another base model ('{trained['config']['model']}') than "
-            f"'{config.model}' is here. Give --model of the model it was trained on."
-        )
+    trained, adapter = trained_adapter(config.adapter, config.model, base)
     template = TemplateConfig.model_validate(trained["config"]["template"])
     if config.template is not None and config.template != template:
         raise ConfigError(

@@ -1,0 +1,127 @@
+"""Texts become vectors: which are read together, what is kept of a stopped run, what is refused.
+
+Done blocks go into the journal that `recommend` uses too, as base64 of float32: it already knows torn tails, other
+settings and fsync, a block is one line, and no float passes through decimal digits.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from seqrec_prompt.artifacts import Journal
+from seqrec_prompt.data.catalog import Catalog
+from seqrec_prompt.embeddings.table import VectorArray
+from seqrec_prompt.errors import ModelError, TemplateError
+from seqrec_prompt.ragged import LongArray
+
+ITEM = "{item}"  # stands in a prompt where the item's text goes
+BLOCK = 512  # texts between two writes of the journal: the most that a stopped run has to repeat
+
+
+class Embedder(Protocol):
+    """What reads texts and answers with vectors; `engines` holds those that do.
+
+    dimension: numbers a vector. context: most tokens it reads of a text.
+    """
+
+    dimension: int
+    context: int
+
+    def lengths(self, texts: Sequence[str]) -> LongArray:
+        """(texts,) tokens of each text, special ones included, nothing cut off."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> VectorArray:
+        """(texts, dimension) one vector a text, whatever stands beside it; all are read at once."""
+        ...
+
+
+def fit_texts(
+    embedder: Embedder, items: Sequence[str], prompt: str | None, most: int
+) -> tuple[list[str], LongArray, int]:
+    """Put each item's text into the prompt and cut, at its end, what would pass `most` tokens.
+
+    The item's text is cut, never the prompt around it: its last token is where `last` pooling reads. Returns the
+    texts, (items,) their lengths in tokens, and how many were cut. Raises TemplateError when the prompt alone does
+    not fit.
+    """
+    frame = prompt or ITEM
+    shown = list(items)
+    texts = [frame.replace(ITEM, item) for item in shown]
+    lengths = embedder.lengths(texts)
+    long = np.flatnonzero(lengths > most)
+    cut = len(long)
+    while len(long):
+        for i in long.tolist():
+            if not shown[i]:
+                raise TemplateError(f"The prompt alone takes {lengths[i]} tokens, but {most} are read. Shorten it.")
+            shown[i] = shown[i][: min(int(len(shown[i]) * most / lengths[i]), len(shown[i]) - 1)]
+            texts[i] = frame.replace(ITEM, shown[i])
+        lengths[long] = embedder.lengths([texts[i] for i in long.tolist()])
+        long = long[lengths[long] > most]
+    return texts, lengths, cut
+
+
+def encode(
+    embedder: Embedder, texts: Sequence[str], lengths: LongArray, catalog: Catalog, journal: Journal, batch_tokens: int
+) -> VectorArray:
+    """Embed one text an item, (items, dim), going on from what the journal holds.
+
+    lengths: (items,) tokens of each text. Each distinct text is read once, so equal texts have equal vectors to the
+    last bit. Texts of like length are read together, the longest first: what does not fit the memory fails at once.
+    Raises ModelError naming the item whose vector is not finite; such a block is not kept.
+    """
+    first: dict[str, int] = {}
+    owner = np.array([first.setdefault(text, i) for i, text in enumerate(texts)], np.int64)
+    vectors = np.empty((len(texts), embedder.dimension), np.float32)
+    done = np.zeros(len(texts), np.bool_)
+    for record in journal.records():
+        vectors[record["items"]] = _unpack(record["vectors"], embedder.dimension)
+        done[record["items"]] = True
+    unique = np.unique(owner)
+    todo = unique[~done[unique]]
+    if done.any():
+        print(f"going on: {done.sum():,}/{len(unique):,} texts are done")
+    todo = todo[np.argsort(-lengths[todo], kind="stable")]
+    with tqdm(total=len(unique), initial=int(done.sum()), desc="embed", unit=" texts") as bar:
+        for start in range(0, len(todo), BLOCK):
+            block = todo[start : start + BLOCK]
+            for batch in _batches(block, lengths, batch_tokens):
+                found = embedder.embed([texts[i] for i in batch.tolist()])
+                _require_finite(found, batch, texts, catalog)
+                vectors[batch] = found
+                bar.update(len(batch))
+            journal.append({"items": block.tolist(), "vectors": _pack(vectors[block])})
+    return vectors[owner]
+
+
+def _batches(items: LongArray, lengths: LongArray, most: int) -> Iterator[LongArray]:
+    """Cut items of falling length into runs of at most `most` tokens when padded, or of one item."""
+    start = 0
+    while start < len(items):
+        size = max(1, most // max(int(lengths[items[start]]), 1))
+        yield items[start : start + size]
+        start += size
+
+
+def _require_finite(vectors: VectorArray, items: LongArray, texts: Sequence[str], catalog: Catalog) -> None:
+    broken = items[~np.isfinite(vectors).all(axis=1)].tolist()
+    if broken:
+        others = f" and {len(broken) - 1} beside it" if len(broken) > 1 else ""
+        raise ModelError(
+            f"The vector of item '{catalog.ids[broken[0]]}' (text '{texts[broken[0]]}'){others} is not finite: the "
+            "model's or the adapter's weights are damaged, or its numbers overflow in this --dtype (try float32)."
+        )
+
+
+def _pack(vectors: VectorArray) -> str:
+    return base64.b64encode(vectors.astype("<f4").tobytes()).decode("ascii")
+
+
+def _unpack(text: str, dimension: int) -> VectorArray:
+    return np.frombuffer(base64.b64decode(text), "<f4").reshape(-1, dimension)

@@ -1,0 +1,124 @@
+"""`embed`: turn every item of the catalog into a vector.
+
+The verb stands here and not among the embeddings because it loads models: imports run one way, and the table, its
+filling and its reduction know no engine.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from seqrec_prompt.artifacts import Journal, is_done, manifest, peek_manifest, refuse_inputs_inside
+from seqrec_prompt.config import Config
+from seqrec_prompt.embeddings.encode import ITEM
+
+if TYPE_CHECKING:
+    from seqrec_prompt.data.catalog import Catalog
+    from seqrec_prompt.embeddings.encode import Embedder
+
+
+class EmbedConfig(Config):
+    """Settings of `embed`."""
+
+    data: Path = Field(description="directory made by 'prepare'")
+    out: Path = Field(description="directory for the embeddings")
+    model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled)")
+    revision: str | None = Field(None, description="revision of a hub model")
+    adapter: Path | None = Field(None, description="adapter made by 'finetune'; without it the model is used as it is")
+    pooling: Literal["mean", "weighted-mean", "last", "own"] = Field(
+        "weighted-mean",
+        description="how a causal model's hidden states become one vector: mean of all tokens, later tokens weighing "
+        "more, the last token's; 'own': a sentence-transformers model's own way",
+    )
+    attributes: tuple[str, ...] = Field((), description="catalog attributes written after the title")
+    prompt: str | None = Field(
+        None,
+        description=f'text around the item, with {ITEM} in its place, e.g. \'This product: "{ITEM}" means in one '
+        "word: \"' with pooling 'last'",
+    )
+    max_tokens: int = Field(512, ge=1, description="tokens read of an item at most; what an item has more is cut")
+    batch_tokens: int = Field(4096, ge=1, description="tokens read together, padding included; changes no vector")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the model; in half precision a vector depends a little on what is read beside it"
+    )
+    overwrite: bool = Field(False, description="begin again although the output holds another run")
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> EmbedConfig:
+        if self.prompt is not None and self.prompt.count(ITEM) != 1:
+            raise ValueError(f"'prompt' = {self.prompt!r} must hold {ITEM} once, where the item's text goes")
+        if self.pooling == "own" and self.adapter is not None:
+            raise ValueError("'adapter' is for causal language models: leave it out, or choose another pooling")
+        return self
+
+
+def embed(config: EmbedConfig) -> Path:
+    """Write one vector an item; returns the directory, which `EmbeddingTable.load` reads.
+
+    Vectors go into a journal beside it as they are made; a stopped run goes on there.
+    """
+    from seqrec_prompt.data.dataset import Dataset
+
+    refuse_inputs_inside(config.out, {"data": config.data, "model": config.model, "adapter": config.adapter})
+    catalog = Dataset.load(config.data).catalog
+    items = catalog.texts(config.attributes)  # before the heavy imports: what is wrong is told at once
+
+    from seqrec_prompt.engines.models import model_hash, trained_adapter
+
+    # Of the data only the catalog goes in: another split has the same vectors.
+    inputs = {"data": catalog.hash, "model": model_hash(config.model, config.revision)}
+    if config.adapter is not None:
+        _, inputs["adapter"] = trained_adapter(config.adapter, config.model, inputs["model"])
+    # Nor does it matter how many are read together: a run that met the end of the memory goes on with fewer.
+    settings = {name: value for name, value in config.resolved().items() if name != "batch_tokens"}
+    wanted = manifest("embed", settings, inputs)
+    journal_file = config.out.with_name(config.out.name + ".journal")
+    if is_done(config.out, peek_manifest(config.out), wanted, overwrite=config.overwrite):
+        print(f"already embedded: {config.out}")
+        journal_file.unlink(missing_ok=True)
+        return config.out
+    journal = Journal(journal_file, wanted, overwrite=config.overwrite)
+    try:
+        facts = _fill(journal, config, items, catalog, wanted)
+    finally:
+        journal.close(remove=not journal.count)  # with nothing done there is nothing to go on from
+    journal.close(remove=True)
+    cut = f", {facts['cut']:,} of them cut to {facts['max_tokens']} tokens" if facts["cut"] else ""
+    print(f"embeddings: {config.out}  ({facts['items']:,} items{cut}; {facts['dimension']} dimensions)")
+    return config.out
+
+
+def _fill(
+    journal: Journal, config: EmbedConfig, items: list[str], catalog: Catalog, wanted: dict[str, Any]
+) -> dict[str, Any]:
+    from seqrec_prompt.embeddings.encode import encode, fit_texts
+    from seqrec_prompt.embeddings.table import EmbeddingTable
+
+    embedder = _embedder(config)
+    most = min(config.max_tokens, embedder.context)
+    texts, lengths, cut = fit_texts(embedder, items, config.prompt, most)
+    started = time.monotonic()
+    vectors = encode(embedder, texts, lengths, catalog, journal, config.batch_tokens)
+    facts = {
+        "items": len(items),
+        "dimension": embedder.dimension,
+        "tokens": int(lengths.sum()),
+        "max_tokens": most,
+        "cut": cut,
+        "batch_tokens": config.batch_tokens,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    EmbeddingTable(vectors, wanted | {"facts": facts}).save(config.out)
+    return facts
+
+
+def _embedder(config: EmbedConfig) -> Embedder:
+    from seqrec_prompt.engines.embedder import CausalEmbedder, SentenceEmbedder
+
+    if config.pooling == "own":
+        return SentenceEmbedder.load(config.model, config.dtype, config.revision)
+    return CausalEmbedder.load(config.model, config.adapter, config.pooling, config.dtype, config.revision)

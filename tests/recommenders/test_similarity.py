@@ -1,0 +1,159 @@
+"""LLMSeqSim against a brute-force loop in float64, and each weighting worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from seqrec_prompt.artifacts import manifest
+from seqrec_prompt.data.catalog import Catalog
+from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.embeddings.reduce import ReduceConfig, fit_reduction
+from seqrec_prompt.embeddings.table import EmbeddingTable
+from seqrec_prompt.recommenders import similarity
+from seqrec_prompt.recommenders.similarity import WEIGHTS, LLMSeqSim, SimilarityConfig
+
+N, DIM = 70, 8
+DRAW = np.random.default_rng(1)
+ROWS = (DRAW.normal(size=(N, DIM)) * DRAW.uniform(0.5, 2, (N, 1)) + 0.5).astype(np.float32)
+CATALOG = Catalog([str(i) for i in range(N)], [f"title {i}" for i in range(N)])
+LISTS = [DRAW.integers(N, size=size).tolist() for size in [*DRAW.integers(1, 15, 40), 30]]
+SESSIONS = Sessions.build([f"s{i}" for i in range(len(LISTS))], LISTS)
+
+# From the last item back, of a session of four and, for the floor, of twelve.
+WORKED = {
+    "none": ([1, 1, 1, 1], 1),
+    "constant_linear": ([1, 0.9, 0.8, 0.7], 1e-5),
+    "scaling_linear": ([1, 0.75, 0.5, 0.25], 1 / 12),
+    "scaling_quadratic": ([1, 0.5625, 0.25, 0.0625], 1 / 144),
+    "scaling_cubic": ([1, 0.421875, 0.125, 0.015625], 1 / 1728),
+    "log": ([1, 0.590616, 0.476505, 0.419060], 0.286952),
+    "harmonic": ([1, 1 / 2, 1 / 3, 1 / 4], 1 / 12),
+    "harmonic_squared": ([1, 1 / 4, 1 / 9, 1 / 16], 1 / 144),
+    "last": ([1, 0, 0, 0], 0),
+}
+
+
+def build(rows=ROWS, catalog=CATALOG, **params):
+    return LLMSeqSim.fit(EmbeddingTable(rows, manifest("embed", {}, {})), catalog, SimilarityConfig(**params))
+
+
+@pytest.mark.parametrize("weighting", WORKED)
+def test_weightings_worked_by_hand(weighting):
+    four, twelfth = WORKED[weighting]
+    assert WEIGHTS[weighting](np.arange(1.0, 5), np.full(4, 4.0)) == pytest.approx(four, rel=1e-5)
+    assert WEIGHTS[weighting](np.array([12.0]), np.array([12.0])) == pytest.approx([twelfth], rel=1e-5)
+
+
+def test_no_weighting_is_without_a_worked_case():
+    assert set(WORKED) == set(WEIGHTS) == set(similarity.Weighting.__args__)
+
+
+def loop(rows, items, weighting, kind):
+    """(items,) similarities of one session, one number at a time."""
+    n = len(items)
+    query, total = [0.0] * len(rows[0]), 0.0
+    for position, item in enumerate(items):
+        i = n - position
+        falling = max(1e-5, 1 - (i - 1) / n)
+        weight = {
+            "none": 1.0,
+            "constant_linear": max(1e-5, 1 - 0.1 * (i - 1)),
+            "scaling_linear": falling,
+            "scaling_quadratic": falling**2,
+            "scaling_cubic": falling**3,
+            "log": 1 / (math.log(i) + 1),
+            "harmonic": 1 / i,
+            "harmonic_squared": 1 / i**2,
+            "last": float(i == 1),
+        }[weighting]
+        total += weight
+        query = [q + weight * x for q, x in zip(query, rows[item], strict=True)]
+    query = [q / total for q in query]
+    found = []
+    for row in rows:
+        dot = math.fsum(q * x for q, x in zip(query, row, strict=True))
+        if kind == "cosine":
+            dot /= math.sqrt(math.fsum(q * q for q in query)) * math.sqrt(math.fsum(x * x for x in row))
+        elif kind == "euclidean":
+            dot = 1 / (1 + math.dist(query, row))
+        found.append(dot)
+    return found
+
+
+@pytest.mark.parametrize("weighting", WORKED)
+@pytest.mark.parametrize("kind", ["cosine", "dot", "euclidean"])
+def test_lists_are_those_of_a_brute_force_loop(weighting, kind):
+    found = build(weighting=weighting, similarity=kind).recommend(SESSIONS, 10, exclude_seen=True)
+    rows = ROWS.astype(np.float64).tolist()
+    for session, items in enumerate(LISTS):
+        scores = loop(rows, items, weighting, kind)
+        best = sorted((j for j in range(N) if j not in items), key=lambda j: (-scores[j], j))[:10]
+        assert found[session].tolist() == best
+        part = found.scores[found.offsets[session] : found.offsets[session + 1]]
+        assert part == pytest.approx([scores[j] for j in best], rel=1e-5, abs=1e-5)
+    assert found.provenance == "embedding"
+    assert found.certified.all()
+
+
+def test_the_last_item_is_its_own_nearest_unless_seen_items_are_left_out():
+    recommender = build(weighting="last", similarity="euclidean")
+    with_seen = recommender.recommend(SESSIONS, 1, exclude_seen=False)
+    assert with_seen.items.tolist() == [items[-1] for items in LISTS]
+    assert with_seen.scores == pytest.approx(np.ones(len(LISTS)), abs=1e-6)
+
+
+def test_normalised_items_have_unit_length_after_the_reduction():
+    config = ReduceConfig(method="pca", dimensions=4)
+    recommender = build(normalise=True, reduce=config, similarity="dot", weighting="last")
+    reduced = fit_reduction(config, ROWS, CATALOG)(ROWS).astype(np.float64)
+    unit = reduced / np.sqrt((reduced**2).sum(axis=1, keepdims=True))
+    found = recommender.recommend(SESSIONS, N, exclude_seen=False)
+    for session, items in enumerate(LISTS):
+        scores = unit @ unit[items[-1]]
+        part = found.scores[found.offsets[session] : found.offsets[session + 1]]
+        assert part == pytest.approx(np.sort(scores)[::-1], abs=1e-5)
+        assert scores[found[session]] == pytest.approx(part, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize("k", [1, 3, 9, 40])
+def test_ties_are_in_catalog_order(kind, k):
+    """Each vector stands at several items, in no order; a list must hold the first of them, in order."""
+    owner = DRAW.permutation(np.repeat(np.arange(10), 7))
+    rows = ROWS[owner]
+    found = build(rows, similarity=kind).recommend(SESSIONS, k, exclude_seen=True)
+    for session, items in enumerate(LISTS):
+        scores = loop(rows.astype(np.float64).tolist(), items, "harmonic", kind)
+        best = sorted((j for j in range(N) if j not in items), key=lambda j: (-scores[j], j))[:k]
+        assert found[session].tolist() == best
+
+
+def test_it_is_rebuilt_from_its_arrays():
+    made = build(reduce=ReduceConfig(method="whiten_pca", dimensions=3), weighting="log")
+    again = LLMSeqSim.from_arrays(made.arrays(), N, made.config)
+    wanted, found = (one.recommend(SESSIONS, 7, exclude_seen=True) for one in (made, again))
+    assert np.array_equal(wanted.items, found.items)
+    assert np.array_equal(wanted.scores, found.scores)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    whole = build().recommend(SESSIONS, 5, exclude_seen=True)
+    monkeypatch.setattr(similarity, "BLOCK_ELEMENTS", 3 * N)
+    cut = build().recommend(SESSIONS, 5, exclude_seen=True)
+    assert np.array_equal(whole.items, cut.items)
+    assert whole.scores == pytest.approx(cut.scores, abs=1e-6)
+    assert cut.session_ids.tolist() == SESSIONS.ids.tolist()
+
+
+def test_a_list_is_short_only_where_no_item_is_left():
+    sessions = Sessions.build(["all but two", "some", "none"], [list(range(2, N)), [3, 3, 4], []])
+    found = build().recommend(sessions, N + 5, exclude_seen=True)
+    assert sorted(found[0].tolist()) == [0, 1]
+    assert sorted(found[1].tolist()) == [i for i in range(N) if i not in (3, 4)]
+    assert found[2].tolist() == []
+    assert np.isfinite(found.scores).all()
+
+
+def test_no_sessions_give_no_lists():
+    assert len(build().recommend(Sessions.build([], []), 5, exclude_seen=True)) == 0
