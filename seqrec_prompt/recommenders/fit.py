@@ -8,18 +8,27 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from seqrec_prompt.artifacts import is_done, manifest, peek_manifest, refuse_inputs_inside, staged_directory
+from seqrec_prompt.artifacts import (
+    hash_file,
+    is_done,
+    manifest,
+    peek_manifest,
+    refuse_inputs_inside,
+    staged_directory,
+)
 from seqrec_prompt.config import Config
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
+from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 
 class FitConfig(Config):
     """Settings of `fit`."""
 
     data: Path = Field(description="directory made by 'prepare'")
-    recommender: Literal["most-popular", "transition-counts", "sknn", "s-sknn", "sf-sknn", "v-sknn"] = Field(
-        description="what to fit"
+    recommender: Literal["most-popular", "transition-counts", "sknn", "s-sknn", "sf-sknn", "v-sknn", "llm-seq-sim"] = (
+        Field(description="what to fit")
     )
+    embeddings: Path | None = Field(None, description="llm-seq-sim only: directory made by 'embed' of this catalog")
     out: Path = Field(description="directory to write")
     sessions: Literal["train", "before_test"] = Field(
         "train",
@@ -27,6 +36,7 @@ class FitConfig(Config):
         "final test",
     )
     neighbors: NeighborsConfig = Field(NeighborsConfig(), description="sknn, s-sknn, sf-sknn, v-sknn")
+    similarity: SimilarityConfig = Field(SimilarityConfig(), description="llm-seq-sim")
     overwrite: bool = Field(False, description="replace what was fitted with other settings")
 
     @model_validator(mode="after")
@@ -35,6 +45,9 @@ class FitConfig(Config):
         strange = sorted(set(SECTIONS.values()) & self.model_fields_set - {used})
         if strange:
             raise ValueError(f"'{strange[0]}' holds no settings of '{self.recommender}': leave it out")
+        if (self.recommender == "llm-seq-sim") != (self.embeddings is not None):
+            wanted = "needs --embeddings, made by 'embed'" if self.embeddings is None else "knows no 'embeddings'"
+            raise ValueError(f"'{self.recommender}' {wanted}")
         decays = sorted({"decay", "score_decay"} & self.neighbors.model_fields_set)
         if decays and self.recommender != "v-sknn":
             raise ValueError(f"'neighbors.{decays[0]}' is used only by v-sknn, not by {self.recommender}")
@@ -54,8 +67,14 @@ def fit(config: FitConfig) -> Path:
     from seqrec_prompt.data.dataset import Dataset
 
     data = Dataset.load(config.data)
-    refuse_inputs_inside(config.out, {"data": config.data})
-    wanted = manifest("fit", config.used(), {"data": data.hash})
+    refuse_inputs_inside(config.out, {"data": config.data, "embeddings": config.embeddings})
+    inputs, table = {"data": data.hash}, None
+    if config.embeddings is not None:
+        from seqrec_prompt.embeddings.table import VECTORS, EmbeddingTable
+
+        table = EmbeddingTable.load(config.embeddings, data.catalog)
+        inputs["embeddings"] = hash_file(config.embeddings / VECTORS)
+    wanted = manifest("fit", config.used(), inputs)
     if is_done(config.out, peek_manifest(config.out), wanted, overwrite=config.overwrite):
         print(f"already fitted: {config.out}")
         return config.out
@@ -65,9 +84,11 @@ def fit(config: FitConfig) -> Path:
     sessions = data.split.train if config.sessions == "train" else data.split.before_test()
     section = SECTIONS.get(config.recommender)
     started = time.monotonic()
-    recommender = fitted.RECOMMENDERS[config.recommender].fit(
-        sessions, len(data.catalog), getattr(config, section) if section else None
-    )
+    if table is not None:
+        recommender: fitted.Kept = LLMSeqSim.fit(table, data.catalog, config.similarity)
+    else:
+        settings = getattr(config, section) if section else None
+        recommender = fitted.RECOMMENDERS[config.recommender].fit(sessions, len(data.catalog), settings)
     facts = {"sessions": len(sessions), "interactions": len(sessions.items), "seconds": time.monotonic() - started}
     with staged_directory(config.out) as staged:
         fitted.save(staged, recommender, wanted | {"facts": facts})

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from seqrec_prompt.artifacts import MANIFEST, hash_file, hash_json, read_manifest, write_json
+from seqrec_prompt.config import Config
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.errors import ArtifactError
 from seqrec_prompt.recommenders.base import Fitted
@@ -21,26 +22,33 @@ from seqrec_prompt.recommenders.markov import TransitionCounts
 from seqrec_prompt.recommenders.neighbors import SFSKNN, SKNN, SSKNN, VSKNN
 from seqrec_prompt.recommenders.popularity import MostPopular
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
+from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 ARRAYS = "arrays.safetensors"
-RECOMMENDERS: dict[str, type[Fitted]] = {
+Kept = Fitted | LLMSeqSim
+# All learn from train sessions, but for LLMSeqSim, which is made from embeddings.
+RECOMMENDERS: dict[str, Any] = {
     "most-popular": MostPopular,
     "transition-counts": TransitionCounts,
     "sknn": SKNN,
     "s-sknn": SSKNN,
     "sf-sknn": SFSKNN,
     "v-sknn": VSKNN,
+    "llm-seq-sim": LLMSeqSim,
 }
-SETTINGS = {"neighbors": NeighborsConfig}  # section → what it holds
+SETTINGS: dict[str, type[Config]] = {
+    "neighbors": NeighborsConfig,
+    "similarity": SimilarityConfig,
+}  # section → what it holds
 
 
-def save(directory: Path, recommender: Fitted, manifest: dict[str, Any]) -> None:
+def save(directory: Path, recommender: Kept, manifest: dict[str, Any]) -> None:
     """Write both files into an existing directory; `manifest` is of the stage 'fit'."""
     save_file({name: np.ascontiguousarray(array) for name, array in recommender.arrays().items()}, directory / ARRAYS)
     write_json(directory / MANIFEST, manifest)
 
 
-def load(directory: Path, data: Dataset) -> tuple[Fitted, str]:
+def load(directory: Path, data: Dataset) -> tuple[Kept, str]:
     """Read what `save` wrote: the recommender and a hash of its arrays and settings.
 
     Raises ArtifactError when `fit` did not make the directory, made it from other data than `data`, or it is damaged.

@@ -8,7 +8,16 @@ from pydantic import Field
 
 from seqrec_prompt.config import Config
 
-Decay = Literal["none", "constant_linear", "scaling_linear", "scaling_quadratic", "log", "harmonic", "harmonic_squared"]
+Decay = Literal[
+    "none",
+    "constant_linear",
+    "scaling_linear",
+    "scaling_quadratic",
+    "scaling_cubic",
+    "log",
+    "harmonic",
+    "harmonic_squared",
+]
 
 
 class NeighborsConfig(Config):
@@ -35,4 +44,10 @@ class NeighborsConfig(Config):
 
 
 # Recommender → the section of FitConfig that holds its settings; one that is not here has none.
-SECTIONS = {"sknn": "neighbors", "s-sknn": "neighbors", "sf-sknn": "neighbors", "v-sknn": "neighbors"}
+SECTIONS = {
+    "sknn": "neighbors",
+    "s-sknn": "neighbors",
+    "sf-sknn": "neighbors",
+    "v-sknn": "neighbors",
+    "llm-seq-sim": "similarity",
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -17,24 +17,14 @@ from seqrec_prompt.embeddings.reduce import ReduceConfig, fit_reduction
 from seqrec_prompt.embeddings.table import EmbeddingTable, VectorArray
 from seqrec_prompt.ragged import IntArray, LongArray, places
 from seqrec_prompt.recommenders.base import FloatArray, Recommendations
+from seqrec_prompt.recommenders.decays import decay_weights
 from seqrec_prompt.recommenders.popularity import lists_from_grid
+from seqrec_prompt.recommenders.settings import Decay
 
 if TYPE_CHECKING:
     import torch
 
-Weighting = Literal[
-    "none",
-    "constant_linear",
-    "scaling_linear",
-    "scaling_quadratic",
-    "scaling_cubic",
-    "log",
-    "harmonic",
-    "harmonic_squared",
-    "last",
-]
-
-SMALLEST = 1e-5  # a linear weight falls no further
+Weighting = Literal[Decay, "last"]
 # Similarities computed at once, (sessions, items): 64 MB in float32, twice that in float64, and a few copies of it.
 BLOCK_ELEMENTS = 1 << 24
 
@@ -52,24 +42,6 @@ class SimilarityConfig(Config):
     )
     normalise: bool = Field(False, description="bring items to unit length, after the reduction")
     reduce: ReduceConfig | None = Field(None, description="reduction of the embeddings")
-
-
-def _falling(i: FloatArray, n: FloatArray) -> FloatArray:
-    return np.maximum(SMALLEST, 1 - (i - 1) / n)
-
-
-# Weight of the item that is i-th from the end (i = 1 is the last) of a session of n items; all (entries,).
-WEIGHTS: dict[Weighting, Callable[[FloatArray, FloatArray], FloatArray]] = {
-    "none": lambda i, n: np.ones_like(i),
-    "constant_linear": lambda i, n: np.maximum(SMALLEST, 1 - 0.1 * (i - 1)),
-    "scaling_linear": _falling,
-    "scaling_quadratic": lambda i, n: _falling(i, n) ** 2,
-    "scaling_cubic": lambda i, n: _falling(i, n) ** 3,
-    "log": lambda i, n: 1 / (np.log(i) + 1),
-    "harmonic": lambda i, n: 1 / i,
-    "harmonic_squared": lambda i, n: 1 / i**2,
-    "last": lambda i, n: (i == 1).astype(np.float64),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +94,12 @@ class LLMSeqSim:
 
     def _weights(self, sessions: Sessions) -> FloatArray:
         """(entries,) weight of every item in its session; those of a session sum to one."""
-        length = np.repeat(sessions.lengths, sessions.lengths).astype(np.float64)
-        found = WEIGHTS[self.config.weighting](length - places(sessions.lengths), length)
+        length = np.repeat(sessions.lengths, sessions.lengths)
+        from_end = length - places(sessions.lengths)
+        weighting = self.config.weighting
+        found = (
+            (from_end == 1).astype(np.float64) if weighting == "last" else decay_weights(weighting, from_end, length)
+        )
         return found / np.bincount(sessions.rows, found, len(sessions))[sessions.rows]
 
 

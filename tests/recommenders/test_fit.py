@@ -7,17 +7,22 @@ from typing import get_args
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from seqrec_prompt.artifacts import manifest
 from seqrec_prompt.cli import main
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Holdout, Sessions, Split
+from seqrec_prompt.embeddings.reduce import ReduceConfig
+from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.errors import ArtifactError
 from seqrec_prompt.recommenders import fitted
 from seqrec_prompt.recommenders.fit import FitConfig, fit
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
+from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
-NAMES = list(fitted.RECOMMENDERS)
+NAMES = [name for name in fitted.RECOMMENDERS if name != "llm-seq-sim"]  # which is made from embeddings: below
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +38,8 @@ def rows_of(path):
 
 
 def test_every_recommender_can_be_asked_for():
-    assert list(get_args(FitConfig.model_fields["recommender"].annotation)) == NAMES
-    assert set(SECTIONS) <= set(NAMES)
+    assert list(get_args(FitConfig.model_fields["recommender"].annotation)) == [*NAMES, "llm-seq-sim"]
+    assert set(SECTIONS) <= {*NAMES, "llm-seq-sim"}
     assert set(SECTIONS.values()) == set(fitted.SETTINGS)
     assert all(FitConfig.model_fields[section].annotation is cls for section, cls in fitted.SETTINGS.items())
 
@@ -175,3 +180,50 @@ def test_fit_learns_from_validation_only_when_asked(data, dataset_dir, tmp_path)
         counts[part] = fitted.load(tmp_path / part, Dataset.load(where))[0].counts
     gained = counts["before_test"] - counts["train"]
     assert np.flatnonzero(gained).tolist() == [0, new]
+
+
+@pytest.fixture
+def embeddings(data, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(len(data.catalog), 6)).astype(np.float32)
+    made = manifest("embed", {"data": "x"}, {"data": data.catalog.hash})
+    EmbeddingTable(vectors, made).save(tmp_path / "embeddings")
+    return tmp_path / "embeddings"
+
+
+def test_llm_seq_sim_is_kept_and_recommends_as_it_did(data, dataset_dir, embeddings, tmp_path, capsys):
+    out, recs = tmp_path / "sim", tmp_path / "sim.parquet"
+    words = ["--recommender", "llm-seq-sim", "--embeddings", str(embeddings), "--similarity.reduce.method", "pca"]
+    command = ["fit", "--data", str(dataset_dir), *words, "--similarity.reduce.dimensions", "3", "--out", str(out)]
+    assert main(command) == 0
+    assert main(command) == 0
+    assert "already fitted" in capsys.readouterr().out
+    assert main(["recommend", "--data", str(dataset_dir), "--recommender", str(out), "--out", str(recs)]) == 0
+    config = SimilarityConfig(reduce=ReduceConfig(method="pca", dimensions=3))
+    made = LLMSeqSim.fit(EmbeddingTable.load(embeddings, data.catalog), data.catalog, config)
+    right = made.recommend(data.split.test.prompts, 20, exclude_seen=False)
+    found = rows_of(recs)
+    ids = [data.catalog.ids[item] for item in right.items]
+    assert [row["item_id"] for name in right.session_ids for row in found[name]] == ids
+    assert {row["provenance"] for rows in found.values() for row in rows} == {"embedding"}
+
+
+def test_other_embeddings_in_the_same_place_are_noticed(dataset_dir, embeddings, tmp_path):
+    config = {"data": dataset_dir, "recommender": "llm-seq-sim", "embeddings": embeddings, "out": tmp_path / "sim"}
+    fit(FitConfig(**config))
+    vectors = load_file(embeddings / "embeddings.safetensors")["vectors"]
+    save_file({"vectors": vectors + 1}, embeddings / "embeddings.safetensors")
+    with pytest.raises(ArtifactError, match=r"inputs\.embeddings: was"):
+        fit(FitConfig(**config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recommender": "llm-seq-sim"}, "'llm-seq-sim' needs --embeddings"),
+        ({"recommender": "sknn", "embeddings": "e"}, "'sknn' knows no 'embeddings'"),
+        ({"recommender": "sknn", "similarity": {"weighting": "log"}}, "'similarity' holds no settings of 'sknn'"),
+    ],
+)
+def test_settings_of_another_recommender_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        FitConfig(data="d", out="o", **changes)

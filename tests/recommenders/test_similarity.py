@@ -1,6 +1,7 @@
 """LLMSeqSim against a brute-force loop in float64, and each weighting worked by hand."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.embeddings.reduce import ReduceConfig, fit_reduction
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.recommenders import similarity
-from seqrec_prompt.recommenders.similarity import WEIGHTS, LLMSeqSim, SimilarityConfig
+from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 N, DIM = 70, 8
 DRAW = np.random.default_rng(1)
@@ -40,13 +41,17 @@ def build(rows=ROWS, catalog=CATALOG, **params):
 
 @pytest.mark.parametrize("weighting", WORKED)
 def test_weightings_worked_by_hand(weighting):
+    """A session's weights, newest first, as shares: one of four items and one of twelve, for the floor."""
     four, twelfth = WORKED[weighting]
-    assert WEIGHTS[weighting](np.arange(1.0, 5), np.full(4, 4.0)) == pytest.approx(four, rel=1e-5)
-    assert WEIGHTS[weighting](np.array([12.0]), np.array([12.0])) == pytest.approx([twelfth], rel=1e-5)
+    model = build(weighting=weighting)
+    sessions = Sessions.build(["a", "b"], [[0, 1, 2, 3], [0] * 12])
+    weights = model._weights(sessions)
+    assert weights[:4][::-1] == pytest.approx(np.array(four) / np.sum(four), rel=1e-5)
+    assert weights[4] / weights[-1] == pytest.approx(twelfth, rel=1e-5)
 
 
 def test_no_weighting_is_without_a_worked_case():
-    assert set(WORKED) == set(WEIGHTS) == set(similarity.Weighting.__args__)
+    assert set(WORKED) == set(get_args(similarity.Weighting))
 
 
 def loop(rows, items, weighting, kind):
