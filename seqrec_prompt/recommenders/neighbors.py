@@ -53,7 +53,7 @@ class SKNN:
 
     offsets, items: the train sessions, most recent first (by their last time; without times, the last in the data),
     each oldest item first: session j is `items[offsets[j]:offsets[j+1]]`. A list holds what has a score and no more:
-    it is shorter than k, if need be empty, when the neighbours have no further items.
+    unlike one of TransitionCounts it is not filled up with popular items, but shorter than k, if need be empty.
     """
 
     offsets: LongArray
