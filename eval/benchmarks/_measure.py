@@ -40,7 +40,8 @@ def hardware() -> str:
     """The GPU's name, or how many CPU threads torch uses."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    return f"CPU, {torch.get_num_threads()} cores"
+    cores = torch.get_num_threads()
+    return f"CPU, {cores} core" + "s" * (cores > 1)
 
 
 def _git(*words: str) -> str:
