@@ -101,6 +101,10 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
         peft_config=adapter,
         **options,
     )
+    if holdout is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ConfigError(
+            "'validation.steps' needs the whole model on each device: leave it out with FSDP or DeepSpeed."
+        )
     return trainer, facts
 
 

@@ -17,6 +17,7 @@ from seqrec_prompt.engines.models import load_model, load_tokenizer
 from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.evaluation.metrics import evaluate_lists
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
+from seqrec_prompt.finetuning.trainers import SessionTrainer
 from seqrec_prompt.finetuning.validation import Validation, ValidationConfig, hold_out
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
@@ -146,3 +147,15 @@ def test_what_cannot_be_kept_is_refused(config_of):
         with pytest.raises(ConfigError, match="needs a GPU"):
             finetune(config)
         assert not config.out.exists()
+
+
+def test_sharded_weights_cannot_be_judged_and_that_is_said(config_of, monkeypatch):
+    real = SessionTrainer.__init__
+
+    def sharded(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(SessionTrainer, "__init__", sharded)
+    with pytest.raises(ConfigError, match="whole model on each device"):
+        finetune(config_of())
