@@ -166,9 +166,10 @@ class _Nearest:
 
 def _first(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Values and columns of the k best of each row, ties by column; `topk` alone leaves their order open."""
-    best, found = scores.topk(k, dim=1)
-    # More than k at least as good as the k-th: which of them stand in the list is for the columns to say.
-    tied = (scores >= best[:, -1:]).sum(dim=1) > k
+    best, found = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    # Where one more is as good as the k-th, which of them stand in the list is for the columns to say.
+    tied = best[:, k:].eq(best[:, k - 1 : k]).any(dim=1)
+    best, found = best[:, :k].contiguous(), found[:, :k].contiguous()
     if tied.any():
         best[tied], found[tied] = (part[:, :k] for part in scores[tied].sort(dim=1, descending=True, stable=True))
     by_column = found.argsort(dim=1)
