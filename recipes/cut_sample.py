@@ -1,6 +1,7 @@
 """Cut the bundled sample from the Online Retail dataset, byte for byte the same every time.
 
 python recipes/cut_sample.py --source online_retail.csv.gz --out seqrec_prompt/data/sample
+python recipes/cut_sample.py --source online_retail.csv.gz --whole --out runs/retail/raw
 """
 
 from __future__ import annotations
@@ -38,9 +39,13 @@ def read_baskets(source: Path) -> tuple[dict[str, Basket], dict[str, str]]:
     return baskets, {item: counts.most_common(1)[0][0] for item, counts in descriptions.items()}
 
 
-def cut(baskets: dict[str, Basket]) -> dict[str, Basket]:
+def long_enough(baskets: dict[str, Basket]) -> dict[str, Basket]:
+    """Drop short baskets."""
+    return {invoice: basket for invoice, basket in baskets.items() if len(basket) >= SHORTEST_BASKET}
+
+
+def cut(long: dict[str, Basket]) -> dict[str, Basket]:
     """Take the latest baskets, then drop rare items and short baskets until none is left to drop."""
-    long = {invoice: basket for invoice, basket in baskets.items() if len(basket) >= SHORTEST_BASKET}
     latest = sorted(long, key=lambda invoice: max(long[invoice].values()))[-BASKETS:]
     kept = {invoice: long[invoice] for invoice in latest}
     while True:
@@ -50,7 +55,7 @@ def cut(baskets: dict[str, Basket]) -> dict[str, Basket]:
             invoice: {item: time for item, time in basket.items() if counts[item] >= RAREST_ITEM}
             for invoice, basket in kept.items()
         }
-        kept = {invoice: basket for invoice, basket in kept.items() if len(basket) >= SHORTEST_BASKET}
+        kept = long_enough(kept)
         if sum(map(len, kept.values())) == size:
             return kept
 
@@ -69,16 +74,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True, help="online_retail.csv.gz, as published")
     parser.add_argument("--out", type=Path, required=True, help="directory to write to")
+    parser.add_argument("--whole", action="store_true", help="all baskets and items, not a sample of them")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     baskets, titles = read_baskets(options.source)
-    kept = cut(baskets)
+    kept = long_enough(baskets)
+    if not options.whole:
+        kept = cut(kept)
     rows = [
         (invoice, item, str(int(datetime.fromisoformat(time).replace(tzinfo=UTC).timestamp())))
         for invoice, basket in kept.items()
         for item, time in basket.items()
     ]
     items = sorted({item for _, item, _ in rows})
-    options.out.mkdir(parents=True, exist_ok=True)
     write(options.out / "interactions.csv.gz", ("session_id", "item_id", "timestamp"), rows)
     write(options.out / "items.csv.gz", ("item_id", "title"), [(item, titles[item]) for item in items])
     print(f"{len(kept):,} sessions, {len(items):,} items, {len(rows):,} interactions")
