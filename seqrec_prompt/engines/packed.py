@@ -73,7 +73,10 @@ class Group:
         self.visible = np.concatenate([before, seen[row, column]])
         prompt = np.arange(self.prompts[0][0].shape[2]) < self.lengths[:, None]
         at = _tensor(device, row), _tensor(device, column)
-        return Branches(*at, shape, self, _tensor(device, ~prompt), _tensor(device, ~seen))
+        kept, sees_kept = _looked_at(earlier)
+        seen = seen if kept is None else np.concatenate([sees_kept, own], axis=2)
+        columns = None if kept is None else _tensor(device, kept)
+        return Branches(*at, shape, self, _tensor(device, ~prompt), _tensor(device, ~seen), columns)
 
     def forget(self) -> None:
         """Free keys and values: no session of the group goes on."""
@@ -146,23 +149,21 @@ class Prompts(Reading):
 class Branches(Reading):
     """Runs of tokens that branch off after what was read before.
 
-    hidden_prompt: (rows, columns of the prompts) and hidden_branches: (rows, columns, all columns of the branches):
-    True where a token does not look.
+    earlier: (rows, kept) columns of the branches that any token of a row looks at, None for all. hidden_prompt: (rows,
+    columns of the prompts) and hidden_branches: (rows, columns, kept and own columns): True where a token does not
+    look.
     """
 
     hidden_prompt: torch.Tensor
     hidden_branches: torch.Tensor
+    earlier: torch.Tensor | None
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """Attention over the prompt and the branches, without joining their keys."""
         group = self.group
-        if layer < len(group.branches):
-            key, value = (torch.cat(two, dim=2) for two in zip(group.branches[layer], (key, value), strict=True))
-            group.branches[layer] = key, value
-        else:
-            group.branches.append((key, value))
+        key, value = self._with_earlier(layer, key, value)
         prompt_key, prompt_value = group.prompts[layer]
         rows, heads, width, size = query.shape
         split = prompt_key.shape[2]
@@ -181,6 +182,32 @@ class Branches(Reading):
             found = share[..., :split] @ prompt_value + share[..., split:] @ value
             parts.append(found.view(part.shape).flatten(1, 2))
         return torch.cat(parts, dim=2).transpose(1, 2)
+
+    def _with_earlier(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> Layer:
+        """Keep keys and values for later rounds; return them after those of earlier rounds that are looked at."""
+        kept = self.group.branches
+        if layer == len(kept):
+            kept.append((key, value))
+            return key, value
+        before = kept[layer]
+        kept[layer] = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
+        if self.earlier is None:
+            return kept[layer]
+        at = self.earlier[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3])
+        return torch.cat([before[0].gather(2, at), key], dim=2), torch.cat([before[1].gather(2, at), value], dim=2)
+
+
+def _looked_at(sees: npt.NDArray[np.bool_]) -> tuple[LongArray | None, npt.NDArray[np.bool_]]:
+    """From (rows, tokens, columns): (rows, kept) the columns any token of a row sees, and who sees those.
+
+    None where that would not save half: gathering copies keys.
+    """
+    any_sees = sees.any(axis=1)
+    most = int(any_sees.sum(axis=1).max(initial=0))
+    if 2 * most > sees.shape[2] or not most:
+        return None, sees
+    kept: LongArray = np.argsort(~any_sees, axis=1, kind="stable")[:, :most]
+    return kept, np.take_along_axis(sees, kept[:, None, :], axis=2)
 
 
 def _attend(

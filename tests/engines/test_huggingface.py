@@ -122,6 +122,40 @@ def test_prefixes_read_in_rounds_score_as_if_read_at_once(tiny_engine):
     np.testing.assert_allclose(got, right, atol=1e-4)
 
 
+def test_what_no_chosen_prefix_sees_is_left_out_of_attention(tiny_engine, monkeypatch):
+    """Twelve branches a session, of which each session goes on from its own few, of unlike lengths."""
+    widths = []
+    attend = packed.Branches.attend
+
+    def counted(self, *given):
+        widths.append(self.hidden_branches.shape[2])
+        return attend(self, *given)
+
+    monkeypatch.setattr(packed.Branches, "attend", counted)
+    prompts = [[7, 8, 9], [30, 31, 32, 33, 34]]
+    start = tiny_engine.prefill([np.array(prompt, np.int32) for prompt in prompts])
+    firsts = [[40 + i, 20 + i, 9] for i in range(12)]
+    early = tiny_engine.extend(np.repeat([0, 1], 12), start[np.repeat([0, 1], 12)], TokenLists.of(firsts * 2))
+    ends = early.reshape(2, 12, 3)[:, :, 2]
+    chosen = [(0, 3), (0, 11), (1, 5)]  # (session, branch)
+    nexts = [[50, 51], [52], [53, 54]]
+    session, branch = np.array(chosen).T
+    later = tiny_engine.extend(session, ends[session, branch], TokenLists.of(nexts))
+    assert widths[-1] == 2 * 3 + 3, "two branches of three tokens, and the longer session's three own"
+    wanted = TokenLists.of([[11, 12, 13]] * 5)
+    texts = [
+        [*prompts[s], *firsts[b], *tokens[:n]]
+        for (s, b), tokens in zip(chosen, nexts, strict=True)
+        for n in range(1, len(tokens) + 1)
+    ]
+    right = [logprob_rows(tiny_engine.model, text, [0])[0][[11, 12, 13]] for text in texts]
+    np.testing.assert_allclose(tiny_engine.logprobs(later, wanted), np.concatenate(right), atol=1e-4)
+    # And those after them still find what was left out.
+    last = tiny_engine.extend(np.array([0]), ends[[0], [7]], TokenLists.of([[60]]))
+    right = logprob_rows(tiny_engine.model, [*prompts[0], *firsts[7], 60], [0])[0][[11, 12, 13]]
+    np.testing.assert_allclose(tiny_engine.logprobs(last, wanted.take(np.array([0]))), right, atol=1e-4)
+
+
 @pytest.mark.parametrize("shared", [1, 3, 9])
 def test_what_prompts_share_is_read_once(tiny_engine, shared, monkeypatch):
     """Whatever was shared in an earlier call, and also when a prompt is nothing but the shared beginning."""
