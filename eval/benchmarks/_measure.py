@@ -120,7 +120,7 @@ def _peers(result: dict[str, Any]) -> list[str]:
         valid = 1 - row["invalid"] / row["completions"] if row["completions"] else None
         rows.append(
             [
-                row["name"],
+                row["name"] + (", one session at a time" if row["peer"] != "beam" else ", eight at a time"),
                 ("" if done else "> ") + f"{row['seconds']:.1f}",
                 ("" if done else "> ") + _ratio(row, fast),
                 "–" if valid is None else f"{valid:.0%}",

@@ -33,7 +33,7 @@ from seqrec_prompt.ragged import IntArray
 K = 20
 LARGE_VOCABULARY = 151_936
 PEER_SETTINGS = ("limit", "peers")
-PEERS = ("llguidance", "xgrammar", "sample", "beam")
+PEERS = ("llguidance", "xgrammar", "sample", "beam-alone", "beam")
 
 
 class Clock:
@@ -151,21 +151,24 @@ def against_peers(given: argparse.Namespace) -> dict[str, Any]:
     ours = [bench.ours(8, 8, "renormalised"), bench.ours(8, 8, "joint", 1)]
     model, tokenizer, trie = bench.engine.model, bench.engine.tokenizer, bench.compiled.trie
     texts, prompts = bench.data.catalog.texts(), bench.prompts(8)
-    grammar = partial(peers.grammar_sampling, model, tokenizer, texts, trie, prompts, K, time_limit=given.limit)
+    # Twenty rows a session are a batch already: on a CPU more of them at once only copy larger caches.
+    alone, beam = {"time_limit": given.limit, "batch_size": 1}, partial(peers.beam_search, model, tokenizer, trie)
+    grammar = partial(peers.grammar_sampling, model, tokenizer, texts, trie, prompts, K, **alone)
     runs = {
         "llguidance": partial(grammar, backend="llguidance"),
         "xgrammar": partial(grammar, backend="xgrammar"),
-        "beam": partial(peers.beam_search, model, tokenizer, trie, prompts, K, time_limit=given.limit),
         "sample": partial(
-            peers.sample_and_ground, model, tokenizer, texts, trie, prompts, K, time_limit=given.limit,
-            cache=given.out / "embedding.pt",
+            peers.sample_and_ground, model, tokenizer, texts, trie, prompts, K, cache=given.out / "embedding.pt",
+            **alone,
         ),
+        "beam-alone": partial(beam, prompts, K, **alone),
+        "beam": partial(beam, prompts, K, time_limit=given.limit, batch_size=len(prompts)),
     }  # fmt: skip
     for name in given.peers:
         torch.manual_seed(given.seed)
         result = runs[name]()
         distinct = sum(len(set(items)) for items in result.lists)
-        row = vars(result) | {"distinct_share": distinct / (K * len(prompts))}
+        row = vars(result) | {"peer": name, "distinct_share": distinct / (K * len(prompts))}
         rows.append({key: value for key, value in row.items() if key != "lists"})
         print(rows[-1], flush=True)
         found = {"ours": ours, "peers": rows, "time_limit": given.limit}
