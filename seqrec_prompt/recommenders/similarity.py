@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seqrec_prompt.config import Config
 from seqrec_prompt.data.catalog import Catalog
@@ -18,6 +18,7 @@ from seqrec_prompt.embeddings.reduce import ReduceConfig, fit_reduction
 from seqrec_prompt.embeddings.table import EmbeddingTable, VectorArray
 from seqrec_prompt.ragged import LongArray, TokenLists, offsets_of, places
 from seqrec_prompt.recommenders.base import FloatArray, Recommendations
+from seqrec_prompt.recommenders.cells import PROBES, Cells
 from seqrec_prompt.recommenders.decays import decay_weights
 from seqrec_prompt.recommenders.nearest import Nearest, Similarity
 from seqrec_prompt.recommenders.settings import Decay
@@ -36,6 +37,18 @@ class SimilarityConfig(Config):
     similarity: Similarity = Field("cosine", description="of session and item; euclidean is 1/(1 + distance)")
     normalise: bool = Field(False, description="bring items to unit length, after the reduction")
     reduce: ReduceConfig | None = Field(None, description="reduction of the embeddings")
+    search: Literal["exact", "ivf"] = Field(
+        "exact", description="'ivf': only among items around the session, with faiss; for catalogs past a million"
+    )
+    probes: int | None = Field(
+        None, ge=1, description="ivf only: of √items cells so many are looked through, if not given 32; more find more"
+    )
+
+    @model_validator(mode="after")
+    def _probes_belong_to_ivf(self) -> SimilarityConfig:
+        if self.search != "ivf" and self.probes is not None:
+            raise ValueError("'probes' is used only by 'search' = 'ivf'")
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +57,14 @@ class LLMSeqSim:
 
     vectors: (distinct, dim) float32, place: (items,) each item's row in them: items of one text share a row, so that
     their scores are equal to the last bit and they follow one another, in catalog order, on every machine. A session
-    without items has no embedding and gets an empty list.
+    without items has no embedding and gets an empty list. cells: the packed index where `search` is 'ivf'; such lists
+    are not certified.
     """
 
     vectors: VectorArray
     place: LongArray
     config: SimilarityConfig
+    cells: npt.NDArray[np.uint8] | None = None
     name = "LLMSeqSim"
 
     @classmethod
@@ -60,20 +75,24 @@ class LLMSeqSim:
             distinct = fit_reduction(config.reduce, table.vectors, catalog)(distinct)
         if config.normalise:
             distinct = distinct / np.maximum(np.linalg.norm(distinct, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        return cls(distinct, place, config)
+        cells = (
+            Cells.build(distinct, config.similarity, config.probes or PROBES).pack() if config.search == "ivf" else None
+        )
+        return cls(distinct, place, config, cells)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What has to be kept to build it again, the reduction's work included."""
-        return {"vectors": self.vectors, "place": self.place}
+        arrays: dict[str, npt.NDArray[Any]] = {"vectors": self.vectors, "place": self.place}
+        return arrays if self.cells is None else arrays | {"cells": self.cells}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], n_items: int, config: SimilarityConfig) -> Self:
         """Build it from what `arrays` gave; `n_items` is the size of the catalog."""
-        return cls(arrays["vectors"], arrays["place"], config)
+        return cls(arrays["vectors"], arrays["place"], config, arrays.get("cells"))
 
     def recommend(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
         """Return the `k` nearest items a session; equally near are in catalog order, items of one text together."""
-        search = Nearest(self.vectors, self.config.similarity)
+        search = self._search()
         parts = []
         for start in range(0, max(len(sessions), 1), search.queries_at_once):
             block = sessions.take(np.arange(start, min(start + search.queries_at_once, len(sessions))))
@@ -82,6 +101,11 @@ class LLMSeqSim:
             rows[block.lengths == 0] = -1
             parts.append(self._lists(rows, scores, block, k, exclude_seen=exclude_seen))
         return replace(Recommendations.concatenate(parts), provenance="embedding")
+
+    def _search(self) -> Nearest | Cells:
+        if self.cells is None:
+            return Nearest(self.vectors, self.config.similarity)
+        return Cells.unpack(self.cells, self.config.similarity, self.config.probes or PROBES)
 
     def session_vectors(self, sessions: Sessions) -> VectorArray:
         """(sessions, dim) float32 weighted mean of each session's items; zeros for one without items."""
@@ -127,7 +151,8 @@ class LLMSeqSim:
             session, score, item = session[new], score[new], item[new]
         keep = places(np.bincount(session, minlength=len(sessions))) < k
         offsets = offsets_of(np.bincount(session[keep], minlength=len(sessions)))
-        certified, gap = np.ones(len(sessions), np.bool_), np.zeros(len(sessions))
+        exact = self.cells is None  # else nothing is known of what was not looked at
+        certified, gap = np.full(len(sessions), exact), np.full(len(sessions), 0 if exact else np.nan)
         return Recommendations(sessions.ids, offsets, item[keep], score[keep], certified, gap)
 
     @cached_property

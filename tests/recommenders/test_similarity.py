@@ -1,6 +1,8 @@
 """LLMSeqSim against a brute-force loop in float64, and each weighting worked by hand."""
 
+import importlib.util
 import math
+import sys
 from typing import get_args
 
 import numpy as np
@@ -13,6 +15,7 @@ from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.embeddings.reduce import ReduceConfig, fit_reduction
 from seqrec_prompt.embeddings.table import EmbeddingTable
+from seqrec_prompt.errors import MissingExtraError
 from seqrec_prompt.recommenders import nearest, similarity
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
@@ -187,6 +190,44 @@ def test_ties_go_to_the_lower_row_whatever_the_blocks(values, k, rows, left_out)
         assert found[query][: len(wanted)].tolist() == wanted
         assert best[query][: len(wanted)].tolist() == own[wanted].tolist()
         assert (found[query][len(wanted) :] == -1).all()
+
+
+needs_faiss = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed")
+
+
+@needs_faiss
+@pytest.mark.parametrize("kind", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_ivf_that_looks_through_all_cells_finds_what_exact_search_finds(kind, exclude_seen):
+    exact = build(similarity=kind).recommend(SESSIONS, 9, exclude_seen=exclude_seen)
+    made = build(similarity=kind, search="ivf", probes=N)
+    for model in (made, LLMSeqSim.from_arrays(made.arrays(), N, made.config)):
+        found = model.recommend(SESSIONS, 9, exclude_seen=exclude_seen)
+        assert np.array_equal(found.offsets, exact.offsets)
+        assert np.array_equal(found.items, exact.items)
+        assert found.scores == pytest.approx(exact.scores, rel=1e-4, abs=1e-4)
+        assert not found.certified.any()
+        assert np.isnan(found.gap).all()
+
+
+@needs_faiss
+def test_ivf_with_few_cells_gives_fewer_but_right_items():
+    exact = build().recommend(SESSIONS, N, exclude_seen=True)
+    found = build(search="ivf", probes=1).recommend(SESSIONS, N, exclude_seen=True)
+    assert (np.diff(found.offsets) < np.diff(exact.offsets)).all()
+    for session in range(len(SESSIONS)):
+        of = dict(zip(exact[session].tolist(), exact.scores[exact.offsets[session] :], strict=False))
+        own = found.scores[found.offsets[session] : found.offsets[session + 1]]
+        assert own == pytest.approx([of[item] for item in found[session].tolist()], abs=1e-5)
+    assert len(build(search="ivf").recommend(Sessions.build(["none"], [[]]), 3, exclude_seen=True).items) == 0
+
+
+def test_ivf_without_faiss_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "seqrec_prompt\[faiss\]"'):
+        build(search="ivf")
+    with pytest.raises(ValueError, match="'probes' is used only by 'search' = 'ivf'"):
+        SimilarityConfig(probes=3)
 
 
 def test_rows_that_are_equal_as_numbers_are_one():
