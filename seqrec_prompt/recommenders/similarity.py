@@ -92,7 +92,7 @@ class LLMSeqSim:
 
     def recommend(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
         """Return the `k` nearest items a session; equally near are in catalog order, items of one text together."""
-        search = self._search()
+        search = self._search
         parts = []
         for start in range(0, max(len(sessions), 1), search.queries_at_once):
             block = sessions.take(np.arange(start, min(start + search.queries_at_once, len(sessions))))
@@ -102,6 +102,7 @@ class LLMSeqSim:
             parts.append(self._lists(rows, scores, block, k, exclude_seen=exclude_seen))
         return replace(Recommendations.concatenate(parts), provenance="embedding")
 
+    @cached_property
     def _search(self) -> Nearest | Cells:
         if self.cells is None:
             return Nearest(self.vectors, self.config.similarity)
