@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from seqrec_prompt.embeddings.table import VectorArray
 from seqrec_prompt.ragged import LongArray
 from seqrec_prompt.recommenders.base import FloatArray
+from seqrec_prompt.recommenders.topk import first
 
 if TYPE_CHECKING:
     import torch
@@ -81,17 +82,3 @@ def product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(one.numpy() @ other.numpy().T) if one.device.type == "cpu" else one @ other.T
-
-
-def first(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and columns of the k best of each row, ties by column; `topk` alone leaves their order open."""
-    best, found = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    # Where one more is as good as the k-th, which of them stand in the list is for the columns to say.
-    tied = best[:, k:].eq(best[:, k - 1 : k]).any(dim=1)
-    best, found = best[:, :k].contiguous(), found[:, :k].contiguous()
-    if tied.any():
-        best[tied], found[tied] = (part[:, :k] for part in scores[tied].sort(dim=1, descending=True, stable=True))
-    by_column = found.argsort(dim=1)
-    order = best.gather(1, by_column).argsort(dim=1, descending=True, stable=True)
-    order = by_column.gather(1, order)
-    return best.gather(1, order), found.gather(1, order)
