@@ -21,9 +21,11 @@ from seqrec_prompt.artifacts import (
 )
 from seqrec_prompt.config import Config
 from seqrec_prompt.errors import ConfigError
+from seqrec_prompt.recommenders.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
 from seqrec_prompt.recommenders.settings import SECTIONS, BlendConfig, NeighborsConfig, SwitchConfig
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
+FROM_EMBEDDINGS = ("llm-seq-sim", "embedding-sknn")
 HYBRIDS = ("blend", "switch")
 
 
@@ -39,10 +41,13 @@ class FitConfig(Config):
         "sf-sknn",
         "v-sknn",
         "llm-seq-sim",
+        "embedding-sknn",
         "blend",
         "switch",
     ] = Field(description="what to fit")
-    embeddings: Path | None = Field(None, description="llm-seq-sim only: directory made by 'embed' of this catalog")
+    embeddings: Path | None = Field(
+        None, description="llm-seq-sim and embedding-sknn: directory made by 'embed' of this catalog"
+    )
     out: Path = Field(description="directory to write")
     sessions: Literal["train", "before_test"] = Field(
         "train",
@@ -51,6 +56,7 @@ class FitConfig(Config):
     )
     neighbors: NeighborsConfig = Field(NeighborsConfig(), description="sknn, s-sknn, sf-sknn, v-sknn")
     similarity: SimilarityConfig = Field(SimilarityConfig(), description="llm-seq-sim")
+    embedding_neighbors: EmbeddingNeighborsConfig = Field(EmbeddingNeighborsConfig(), description="embedding-sknn")
     blend: BlendConfig = Field(BlendConfig(), description="blend")
     switch: SwitchConfig = Field(SwitchConfig(), description="switch")
     overwrite: bool = Field(False, description="replace what was fitted with other settings")
@@ -61,7 +67,7 @@ class FitConfig(Config):
         strange = sorted(set(SECTIONS.values()) & self.model_fields_set - {used})
         if strange:
             raise ValueError(f"'{strange[0]}' holds no settings of '{self.recommender}': leave it out")
-        if (self.recommender == "llm-seq-sim") != (self.embeddings is not None):
+        if (self.recommender in FROM_EMBEDDINGS) != (self.embeddings is not None):
             wanted = "needs --embeddings, made by 'embed'" if self.embeddings is None else "knows no 'embeddings'"
             raise ValueError(f"'{self.recommender}' {wanted}")
         if used in HYBRIDS and len(self.parts) != 2:
@@ -97,10 +103,15 @@ def fit(config: FitConfig) -> Path:
     refuse_inputs_inside(config.out, {"data": config.data, "embeddings": config.embeddings, **parts_at})
     inputs, table = {"data": data.hash}, None
     if config.embeddings is not None:
+        from seqrec_prompt.embeddings.reduce import ARRAYS, load_reduction
         from seqrec_prompt.embeddings.table import VECTORS, EmbeddingTable
 
         table = EmbeddingTable.load(config.embeddings, data.catalog)
         inputs["embeddings"] = hash_file(config.embeddings / VECTORS)
+        section = SECTIONS[config.recommender]
+        if (reduce := getattr(config, section).reduce) is not None and reduce.source is not None:
+            load_reduction(reduce.source)  # which tells what is wrong with it
+            inputs[f"{section}.reduce.source"] = hash_file(reduce.source / ARRAYS)
     if config.parts:
         parts, hashes = fitted.load_parts(config.parts, data)
         inputs[f"{config.recommender}.parts"] = hash_json(hashes)
@@ -110,7 +121,6 @@ def fit(config: FitConfig) -> Path:
         return config.out
 
     sessions = data.split.train if config.sessions == "train" else data.split.before_test()
-    section = SECTIONS.get(config.recommender)
     started = time.monotonic()
     recommender: fitted.Kept
     if config.recommender == "blend":
@@ -118,10 +128,12 @@ def fit(config: FitConfig) -> Path:
         recommender = Blend.fit(parts, config.blend, data.split.validation)
     elif config.recommender == "switch":
         recommender = Switch.fit(parts, sessions, len(data.catalog), config.switch)
+    elif table is not None and config.recommender == "embedding-sknn":
+        recommender = EmbeddingSKNN.fit(table, data.catalog, sessions, config.embedding_neighbors)
     elif table is not None:
         recommender = LLMSeqSim.fit(table, data.catalog, config.similarity)
     else:
-        settings = getattr(config, section) if section else None
+        settings = getattr(config, SECTIONS[config.recommender]) if config.recommender in SECTIONS else None
         recommender = fitted.RECOMMENDERS[config.recommender].fit(sessions, len(data.catalog), settings)
     facts = {"sessions": len(sessions), "interactions": len(sessions.items), "seconds": time.monotonic() - started}
     with staged_directory(config.out) as staged:

@@ -18,8 +18,10 @@ from safetensors.numpy import load_file, save_file
 from seqrec_prompt.artifacts import MANIFEST, hash_file, hash_json, read_manifest, write_json
 from seqrec_prompt.config import Config
 from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.embeddings.reduce import ARRAYS
 from seqrec_prompt.errors import ArtifactError
 from seqrec_prompt.recommenders.base import Fitted
+from seqrec_prompt.recommenders.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
 from seqrec_prompt.recommenders.hybrids import Blend, Parts, Switch
 from seqrec_prompt.recommenders.markov import TransitionCounts
 from seqrec_prompt.recommenders.neighbors import SFSKNN, SKNN, SSKNN, VSKNN
@@ -27,10 +29,9 @@ from seqrec_prompt.recommenders.popularity import MostPopular
 from seqrec_prompt.recommenders.settings import SECTIONS, BlendConfig, HybridConfig, NeighborsConfig, SwitchConfig
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
-ARRAYS = "arrays.safetensors"
 PARTS = "parts"
-Kept = Fitted | LLMSeqSim | Blend | Switch
-# All learn from train sessions, but for LLMSeqSim, which is made from embeddings.
+Kept = Fitted | LLMSeqSim | EmbeddingSKNN | Blend | Switch
+# All learn from train sessions, but for LLMSeqSim, which is made from embeddings, and EmbeddingSKNN, from both.
 RECOMMENDERS: dict[str, Any] = {
     "most-popular": MostPopular,
     "transition-counts": TransitionCounts,
@@ -39,12 +40,14 @@ RECOMMENDERS: dict[str, Any] = {
     "sf-sknn": SFSKNN,
     "v-sknn": VSKNN,
     "llm-seq-sim": LLMSeqSim,
+    "embedding-sknn": EmbeddingSKNN,
     "blend": Blend,
     "switch": Switch,
 }
 SETTINGS: dict[str, type[Config]] = {
     "neighbors": NeighborsConfig,
     "similarity": SimilarityConfig,
+    "embedding_neighbors": EmbeddingNeighborsConfig,
     "blend": BlendConfig,
     "switch": SwitchConfig,
 }  # section → what it holds

@@ -83,6 +83,7 @@ SECTIONS = {
     "sf-sknn": "neighbors",
     "v-sknn": "neighbors",
     "llm-seq-sim": "similarity",
+    "embedding-sknn": "embedding_neighbors",
     "blend": "blend",
     "switch": "switch",
 }

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from seqrec_prompt.config import Config
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.embeddings.reduce import ReduceConfig, fit_reduction
+from seqrec_prompt.embeddings.reduce import ReduceConfig, Reduction, fit_reduction, from_tensors
 from seqrec_prompt.embeddings.table import EmbeddingTable, VectorArray
 from seqrec_prompt.ragged import LongArray, TokenLists, offsets_of, places
 from seqrec_prompt.recommenders.base import FloatArray, Recommendations
@@ -26,8 +26,8 @@ from seqrec_prompt.recommenders.settings import Decay
 Weighting = Literal[Decay, "last"]
 
 
-class SimilarityConfig(Config):
-    """Settings of LLMSeqSim; the defaults are the paper's best on Beauty, without its reduction."""
+class SessionVectorConfig(Config):
+    """How items and sessions become vectors; the defaults are the paper's best on Beauty, without its reduction."""
 
     weighting: Weighting = Field(
         "harmonic",
@@ -37,6 +37,11 @@ class SimilarityConfig(Config):
     similarity: Similarity = Field("cosine", description="of session and item; euclidean is 1/(1 + distance)")
     normalise: bool = Field(False, description="bring items to unit length, after the reduction")
     reduce: ReduceConfig | None = Field(None, description="reduction of the embeddings")
+
+
+class SimilarityConfig(SessionVectorConfig):
+    """Settings of LLMSeqSim."""
+
     search: Literal["exact", "ivf"] = Field(
         "exact", description="'ivf': only among items around the session, with faiss; for catalogs past a million"
     )
@@ -58,37 +63,41 @@ class LLMSeqSim:
     vectors: (distinct, dim) float32, place: (items,) each item's row in them: items of one text share a row, so that
     their scores are equal to the last bit and they follow one another, in catalog order, on every machine. A session
     without items has no embedding and gets an empty list. cells: the packed index where `search` is 'ivf'; such lists
-    are not certified.
+    are not certified. reduction: the fitted one, through which other vectors of the same model become comparable.
     """
 
     vectors: VectorArray
     place: LongArray
     config: SimilarityConfig
     cells: npt.NDArray[np.uint8] | None = None
+    reduction: Reduction | None = None
     name = "LLMSeqSim"
 
     @classmethod
     def fit(cls, table: EmbeddingTable, catalog: Catalog, config: SimilarityConfig) -> Self:
         """Reduce and normalise the catalog's embeddings as `config` says."""
         distinct, place = _distinct(table.vectors)
+        reduction = None
         if config.reduce is not None:
-            distinct = fit_reduction(config.reduce, table.vectors, catalog)(distinct)
+            reduction = fit_reduction(config.reduce, table.vectors, catalog)
+            distinct = reduction(distinct)
         if config.normalise:
             distinct = distinct / np.maximum(np.linalg.norm(distinct, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         cells = (
             Cells.build(distinct, config.similarity, config.probes or PROBES).pack() if config.search == "ivf" else None
         )
-        return cls(distinct, place, config, cells)
+        return cls(distinct, place, config, cells, reduction)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What has to be kept to build it again, the reduction's work included."""
         arrays: dict[str, npt.NDArray[Any]] = {"vectors": self.vectors, "place": self.place}
-        return arrays if self.cells is None else arrays | {"cells": self.cells}
+        arrays |= {} if self.cells is None else {"cells": self.cells}
+        return arrays | ({} if self.reduction is None else self.reduction.tensors())
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], n_items: int, config: SimilarityConfig) -> Self:
         """Build it from what `arrays` gave; `n_items` is the size of the catalog."""
-        return cls(arrays["vectors"], arrays["place"], config, arrays.get("cells"))
+        return cls(arrays["vectors"], arrays["place"], config, arrays.get("cells"), from_tensors(arrays))
 
     def recommend(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
         """Return the `k` nearest items a session; equally near are in catalog order, items of one text together."""
