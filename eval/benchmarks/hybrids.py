@@ -92,7 +92,8 @@ def main() -> None:
     parser.add_argument("--recsys23", type=Path, nargs="+", required=True, help="one directory a seed, at least two")
     parser.add_argument("--out", type=Path, default=Path("eval/results/hybrids"), help="OUT.json and OUT.md")
     given = parser.parse_args()
-    results, seeds = [], []
+    results: list[dict[str, dict[str, float]]] = []
+    seeds = []
     for place in given.recsys23:
         data = Dataset.load(place)
         seeds.append(data.manifest["config"]["seed"])
