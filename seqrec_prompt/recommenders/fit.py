@@ -23,7 +23,7 @@ from seqrec_prompt.config import Config
 from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.recommenders.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
 from seqrec_prompt.recommenders.settings import SECTIONS, BlendConfig, NeighborsConfig, SwitchConfig
-from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
+from seqrec_prompt.recommenders.similarity import LLMSeqSim, SessionVectorConfig, SimilarityConfig
 
 FROM_EMBEDDINGS = ("llm-seq-sim", "embedding-sknn")
 HYBRIDS = ("blend", "switch")
@@ -108,10 +108,10 @@ def fit(config: FitConfig) -> Path:
 
         table = EmbeddingTable.load(config.embeddings, data.catalog)
         inputs["embeddings"] = hash_file(config.embeddings / VECTORS)
-        section = SECTIONS[config.recommender]
-        if (reduce := getattr(config, section).reduce) is not None and reduce.source is not None:
-            load_reduction(reduce.source)  # which tells what is wrong with it
-            inputs[f"{section}.reduce.source"] = hash_file(reduce.source / ARRAYS)
+        settings = getattr(config, section := SECTIONS[config.recommender])
+        if isinstance(settings, SessionVectorConfig) and settings.reduce and settings.reduce.source:
+            load_reduction(settings.reduce.source)  # which tells what is wrong with it
+            inputs[f"{section}.reduce.source"] = hash_file(settings.reduce.source / ARRAYS)
     if config.parts:
         parts, hashes = fitted.load_parts(config.parts, data)
         inputs[f"{config.recommender}.parts"] = hash_json(hashes)
@@ -126,6 +126,8 @@ def fit(config: FitConfig) -> Path:
     if config.recommender == "blend":
         _require_unseen_validation(config)
         recommender = Blend.fit(parts, config.blend, data.split.validation)
+        if config.blend.weight is None:
+            print(f"blend.weight: {recommender.weight:.2f} has the best NDCG@10 on the validation part")
     elif config.recommender == "switch":
         recommender = Switch.fit(parts, sessions, len(data.catalog), config.switch)
     elif table is not None and config.recommender == "embedding-sknn":
