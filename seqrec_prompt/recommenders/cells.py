@@ -16,7 +16,7 @@ from seqrec_prompt.embeddings.table import VectorArray
 from seqrec_prompt.errors import MissingExtraError
 from seqrec_prompt.ragged import LongArray, places
 from seqrec_prompt.recommenders.base import FloatArray
-from seqrec_prompt.recommenders.nearest import Similarity
+from seqrec_prompt.recommenders.nearest import Similarity, unit
 
 PROBES = 32  # cells looked through unless another number is given
 POINTS = 64  # rows a cell that k-means learns from at most: more move its centres little and take their time
@@ -40,7 +40,7 @@ class Cells:
         metric = faiss.METRIC_L2 if similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
         index = faiss.index_factory(dimension, f"IVF{max(1, int(rows**0.5))},Flat", metric)
         index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = POINTS, 1
-        data = _unit(vectors) if similarity == "cosine" else vectors
+        data = unit(vectors) if similarity == "cosine" else vectors
         index.train(data)
         index.add(data)
         return cls(index, similarity, probes)
@@ -59,7 +59,7 @@ class Cells:
         self, queries: VectorArray, k: int, left_out: tuple[LongArray, LongArray] | None = None
     ) -> tuple[LongArray, FloatArray]:
         """Return (queries, k) rows and similarities, best first; -1 where the cells looked at hold no other."""
-        asked = _unit(queries) if self.similarity == "cosine" else queries
+        asked = unit(queries) if self.similarity == "cosine" else queries
         query, row = left_out if left_out is not None else (np.empty(0, np.int64), np.empty(0, np.int64))
         more = np.bincount(query, minlength=1).max()
         values, found = self.index.search(asked, int(min(k + more, self.index.ntotal)))
@@ -76,12 +76,6 @@ class Cells:
         rows[owner[within], column[within]] = found[keep][within]
         scores[owner[within], column[within]] = values[keep][within]
         return rows, scores
-
-
-def _unit(vectors: VectorArray) -> VectorArray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: VectorArray = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
-    return unit
 
 
 def _faiss() -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from seqrec_prompt.embeddings.table import VectorArray
 from seqrec_prompt.ragged import LongArray
 from seqrec_prompt.recommenders.base import FloatArray
@@ -75,6 +77,13 @@ class Nearest:
         elif self.similarity == "euclidean":
             scores.mul_(2).sub_(norms.square()).sub_(asked.square().sum(dim=1, keepdim=True))
         return scores
+
+
+def unit(vectors: VectorArray) -> VectorArray:
+    """(n, dim) rows of length one; a row of zeros stays."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: VectorArray = (vectors / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float32)
+    return scaled
 
 
 def product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

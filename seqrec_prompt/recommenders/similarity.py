@@ -20,7 +20,7 @@ from seqrec_prompt.ragged import LongArray, TokenLists, offsets_of, places
 from seqrec_prompt.recommenders.base import FloatArray, Recommendations
 from seqrec_prompt.recommenders.cells import PROBES, Cells
 from seqrec_prompt.recommenders.decays import decay_weights
-from seqrec_prompt.recommenders.nearest import Nearest, Similarity
+from seqrec_prompt.recommenders.nearest import Nearest, Similarity, unit
 from seqrec_prompt.recommenders.settings import Decay
 
 Weighting = Literal[Decay, "last"]
@@ -82,7 +82,7 @@ class LLMSeqSim:
             reduction = fit_reduction(config.reduce, table.vectors, catalog)
             distinct = reduction(distinct)
         if config.normalise:
-            distinct = distinct / np.maximum(np.linalg.norm(distinct, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+            distinct = unit(distinct)
         cells = (
             Cells.build(distinct, config.similarity, config.probes or PROBES).pack() if config.search == "ivf" else None
         )
