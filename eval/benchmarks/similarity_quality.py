@@ -31,7 +31,7 @@ from seqrec_prompt.recommenders.hybrids import Blend
 from seqrec_prompt.recommenders.settings import BlendConfig
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
-REDUCTIONS = [None, *(ReduceConfig(method="whiten_pca", dimensions=d) for d in (64, 128, 192, 256, 320))]
+REDUCTIONS = [ReduceConfig(method="whiten_pca", dimensions=dimensions) for dimensions in (128, 256, 320)]
 WEIGHTINGS = ("harmonic", "log")
 FIXED = {
     "as it is": SimilarityConfig(),
