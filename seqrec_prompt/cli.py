@@ -53,7 +53,7 @@ VERBS = {
     "fit": Verb(
         "seqrec_prompt.recommenders.fit",
         "FitConfig",
-        "fit a recommender without an LLM: popularity, transitions, nearest neighbours",
+        "fit a recommender without an LLM: popularity, transitions, neighbours, embeddings, hybrids",
         "seqrec-prompt fit --data runs/data --recommender v-sknn --out runs/v-sknn",
     ),
     "recommend": Verb(
