@@ -34,7 +34,7 @@ class SessionVectorConfig(Config):
         description="a session's embedding is the weighted mean of its items': how the weight falls with the distance "
         "from the end; 'last': the last item's alone",
     )
-    similarity: Similarity = Field("cosine", description="of session and item; euclidean is 1/(1 + distance)")
+    similarity: Similarity = Field("cosine", description="of two vectors; euclidean is 1/(1 + distance)")
     normalise: bool = Field(False, description="bring items to unit length, after the reduction")
     reduce: ReduceConfig | None = Field(None, description="reduction of the embeddings")
 
