@@ -21,6 +21,8 @@ from seqrec_prompt.ragged import LongArray
 
 ITEM = "{item}"  # stands in a prompt where the item's text goes
 BLOCK = 512  # texts between two writes of the journal: the most that a stopped run has to repeat
+# A batch of so many tokens uses a CPU as well as a larger one does; in a larger one this share is padding at most.
+LEAST, PADDING = 256, 0.05
 
 
 class Embedder(Protocol):
@@ -91,7 +93,7 @@ def encode(
     with tqdm(total=len(unique), initial=int(done.sum()), desc="embed", unit=" texts") as bar:
         for start in range(0, len(todo), BLOCK):
             block = todo[start : start + BLOCK]
-            for batch in _batches(block, lengths, batch_tokens):
+            for batch in batches(block, lengths, batch_tokens):
                 found = embedder.embed([texts[i] for i in batch.tolist()])
                 _require_finite(found, batch, texts, catalog)
                 vectors[batch] = found
@@ -100,13 +102,20 @@ def encode(
     return vectors[owner]
 
 
-def _batches(items: LongArray, lengths: LongArray, most: int) -> Iterator[LongArray]:
-    """Cut items of falling length into runs of at most `most` tokens when padded, or of one item."""
-    start = 0
-    while start < len(items):
-        size = max(1, most // max(int(lengths[items[start]]), 1))
-        yield items[start : start + size]
-        start += size
+def batches(items: LongArray, lengths: LongArray, most: int) -> Iterator[LongArray]:
+    """Cut items of falling length into runs of one item or, padded, of at most `most` tokens.
+
+    Of more than LEAST tokens no more than the share PADDING is padding: it is read like text, and costs as much.
+    """
+    start, tokens = 0, 0
+    for at, length in enumerate(lengths[items].tolist()):
+        padded = (at + 1 - start) * int(lengths[items[start]])
+        if at > start and (padded > most or (padded > LEAST and padded - tokens - length > PADDING * padded)):
+            yield items[start:at]
+            start, tokens = at, 0
+        tokens += length
+    if len(items):
+        yield items[start:]
 
 
 def _require_finite(vectors: VectorArray, items: LongArray, texts: Sequence[str], catalog: Catalog) -> None:
