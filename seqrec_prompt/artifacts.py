@@ -168,6 +168,16 @@ def peek_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any] | Non
     return value if isinstance(value, dict) else None
 
 
+def peek_journal(path: Path) -> dict[str, Any] | None:
+    """Read what the journal at `path` is for, if there is one."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        line = stream.readline()
+    value = json.loads(line[9:]) if line[:9] == b"%08x " % zlib.crc32(line[9:-1]) else None
+    return value if isinstance(value, dict) else None
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, or of every file of a directory with its relative name."""
     if path.is_dir():

@@ -1,0 +1,112 @@
+"""What is billed is created once: the run key, the search for it after an unknown outcome, and the waiting.
+
+A run key is derived from what is asked for, so the same command has the same key even where its journal is lost; a
+second job for the same thing, wished for with --overwrite, has a new one. Before any try, and after each that ended
+without a clear answer, what the service holds is searched for the key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from seqrec_prompt.artifacts import Journal, hash_json
+from seqrec_prompt.engines import openai
+from seqrec_prompt.errors import ArtifactError, HostedError
+
+Found = dict[str, Any]
+TRIES = 3
+SETTLING = (2, 4, 8, 16, 30)  # seconds between looks for what may have been created, until it counts as not created
+FIRST_POLL, LONGEST_POLL = 5.0, 60.0  # seconds
+
+
+def run_key(identity: Any, *, fresh: bool = False) -> str:
+    """Name a piece of work by what it is; `fresh` tells it from earlier work on the same."""
+    key = hash_json(identity)[:24]
+    return f"{key}-{secrets.token_hex(4)}" if fresh else key
+
+
+def create_once(
+    create: Callable[[], Found], find: Callable[[], Found | None], journal: Journal, key: str, *, what: str
+) -> Found:
+    """Return the one thing that carries `key`, creating it if there is none.
+
+    After a try without a clear outcome it is searched for several times. Where an answer ended that try (500, 503, 429)
+    or the service was not reached, and nothing is found, it is tried again; after silence it is not, for the request
+    may still be under way: HostedError says so, and the next run of the command searches first.
+    """
+    for left in reversed(range(TRIES)):
+        if found := find():
+            print(f"{found['id']} is there already under this run's key: nothing is created")
+            return found
+        journal.append({"sent": key})
+        try:
+            made = create()
+            if made.get("id"):
+                return made
+            failure = HostedError(f"{what}: the answer has no id.")
+        except HostedError as error:
+            failure = error
+        refused = failure.status is not None and failure.status < 500 and failure.status != 429
+        if refused or failure.exhausted:
+            raise failure
+        for seconds in SETTLING:
+            openai.pause(max(seconds, failure.retry_after or 0))
+            if found := find():
+                return found
+        silent = failure.reached and failure.status not in (429, *openai.UNAVAILABLE)
+        if silent:
+            raise HostedError(
+                f"{failure}\nWhether it was created is unknown: it is not in the list after {sum(SETTLING)} s, but it "
+                f"may still come. It was not sent again. Run the same command in some minutes: it looks for the run "
+                f"key {key} first, and creates nothing that is there.",
+                failure.status,
+            )
+        if not left:
+            raise failure
+    raise AssertionError("unreachable")
+
+
+def watch(read: Callable[[], Found], ended: frozenset[str], describe: Callable[[Found], str]) -> Found:
+    """Read until the status is one of `ended`, showing on one line how it stands; pauses grow."""
+    live = sys.stderr.isatty()
+    shown, seconds = "", FIRST_POLL
+    try:
+        while True:
+            found = read()
+            line = f"{time.strftime('%H:%M:%S')} {describe(found)}"
+            if live:
+                print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+            elif line[9:] != shown:
+                print(line, file=sys.stderr, flush=True)
+            shown = line[9:]
+            if found["status"] in ended:
+                return found
+            openai.pause(seconds)
+            seconds = min(seconds * 1.3, LONGEST_POLL)
+    finally:
+        if live:
+            print(file=sys.stderr)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock PATH while the block runs, so that no second process pays for the same; freed when a process dies.
+
+    Raises ArtifactError when another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactError(
+                f"another process is at work on {path.with_suffix('')}. Wait for it, or stop it first."
+            ) from None
+        yield
