@@ -98,6 +98,19 @@ VERBS = {
         "seqrec-prompt hosted attach ftjob-abc123 --out runs/tuned",
         positional="job",
     ),
+    "hosted generate": Verb(
+        "seqrec_prompt.recommenders.hosted",
+        "HostedGenerateConfig",
+        "ask a hosted model for the next item of every session, for 'ground' or 'distill'",
+        "seqrec-prompt hosted generate --data runs/data --tuned runs/tuned --prices prices.yaml --n 20 \\\n"
+        "      --out runs/answers.parquet",
+    ),
+    "distill": Verb(
+        "seqrec_prompt.recommenders.distill",
+        "DistillConfig",
+        "turn a teacher's answers to train sessions into data that 'finetune' learns from",
+        "seqrec-prompt distill --data runs/data --answers runs/answers.parquet --out runs/distilled",
+    ),
 }
 
 

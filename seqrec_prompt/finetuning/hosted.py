@@ -153,7 +153,6 @@ def attach(config: AttachConfig) -> Path | None:
 
 def _write_training_file(config: HostedFinetuneConfig) -> tuple[TrainingFile, dict[str, Any]]:
     from seqrec_prompt.data.dataset import Dataset
-    from seqrec_prompt.data.sessions import Holdout
     from seqrec_prompt.engines.tokens import token_counter
     from seqrec_prompt.finetuning.chat import chats_of, session_chats, training_file
 
@@ -161,8 +160,7 @@ def _write_training_file(config: HostedFinetuneConfig) -> tuple[TrainingFile, di
     inputs = {}
     if config.data is not None:
         data = Dataset.load(config.data)
-        cases = Holdout.of_last_items(data.split.train.take(data.split.train.lengths >= 2))
-        rows: Iterator[Any] = session_chats(data, cases, config.template, counter, config.context)
+        rows: Iterator[Any] = session_chats(data, data.split.cases("train"), config.template, counter, config.context)
         inputs["data"] = data.hash
     else:
         rows = chats_of(config.pairs)  # type: ignore[arg-type]  # one of both is given
