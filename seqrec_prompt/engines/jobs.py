@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import secrets
 import sys
 import time
@@ -102,11 +103,20 @@ def alone(path: Path) -> Iterator[None]:
     Raises ArtifactError when another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
+    while True:
+        stream = path.open("a")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            stream.close()
             raise ArtifactError(
                 f"another process is at work on {path.with_suffix('')}. Wait for it, or stop it first."
             ) from None
+        if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
+            break
+        stream.close()  # its holder has just removed it
+    try:
         yield
+    finally:
+        path.unlink()
+        stream.close()

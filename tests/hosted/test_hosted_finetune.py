@@ -45,7 +45,7 @@ def test_the_quote_is_the_bill_to_the_token(config_of, fake, dataset_dir, capsys
     assert (out / "metrics.csv").read_text() == "step,train_loss\n1,0.5\n"
     events = [json.loads(line)["message"] for line in (out / "events.jsonl").read_text().splitlines()]
     assert events == [f"the job is {status}" for status in fake.course]
-    assert names(out.parent) == ["tuned", "tuned.jsonl", "tuned.lock"]
+    assert names(out.parent) == ["tuned", "tuned.jsonl"]
     # What was sent is what the sessions say.
     data = Dataset.load(dataset_dir)
     titles = data.catalog.texts()

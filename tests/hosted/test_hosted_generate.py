@@ -70,7 +70,7 @@ def test_answers_are_joined_on_ids_and_the_bill_is_within_the_quote(config_of, e
     share = 0.5 if by == "batch" else 1
     assert made["cost"] == pytest.approx(share * (used["input"] * 2 + used["output"] * 4) / 1e6, rel=1e-12)
     assert "quote: at most $" in capsys.readouterr().out
-    assert sorted(p.name for p in path.parent.iterdir()) == ["answers.parquet", "answers.parquet.lock", "prices.yaml"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["answers.parquet", "prices.yaml"]
 
 
 @pytest.mark.parametrize("by", ["batch", "requests"])
