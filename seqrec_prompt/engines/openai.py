@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from seqrec_prompt.engines.pricing import OPENAI, HostedConfig
+from seqrec_prompt.engines.pricing import OPENAI, ServiceConfig
 from seqrec_prompt.engines.tokens import INSTALL
 from seqrec_prompt.errors import ConfigError, HostedError, MissingExtraError
 
@@ -72,7 +72,7 @@ class Pace:
 class Service:
     """One service and one key. Everything it returns is plain JSON."""
 
-    def __init__(self, config: HostedConfig, pace: Pace | None = None) -> None:
+    def __init__(self, config: ServiceConfig, pace: Pace | None = None) -> None:
         """Raises MissingExtraError without the library, ConfigError without a key; sends nothing."""
         try:
             import openai

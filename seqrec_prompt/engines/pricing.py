@@ -19,21 +19,22 @@ from seqrec_prompt.errors import ConfigError, CostError
 OPENAI = "https://api.openai.com/v1"
 SHIPPED = Path(__file__).with_name("prices.yaml")
 MILLION = 1_000_000
+HOSTED_FIELDS = ("base_url", "key_variable", "timeout", "encoding", "prices", "free", "max_cost", "yes")
 
 
-class HostedConfig(Config):
-    """Settings of everything that talks to a hosted service."""
+class ServiceConfig(Config):
+    """Where a hosted service is."""
 
     base_url: str = Field(OPENAI, description="the service: OpenAI, or any that speaks its protocol (vLLM, Azure, …)")
     key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; never the key")
     timeout: float = Field(120, gt=0, description="seconds to wait for one answer")
-    encoding: str | None = Field(
-        None, description="tiktoken encoding that counts tokens, or 'bytes', an upper bound; by default the model's"
-    )
-    prices: Path | None = Field(None, description=f"YAML file of prices, like the {SHIPPED.name} that is shipped")
-    free: bool = Field(False, description="this service sends no bill, it is your own; needs another --base-url")
-    max_cost: float = Field(10, ge=0, description="refuse when the quote is above this many dollars")
-    yes: bool = Field(False, description="go on after the quote without asking")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Put a verb's own settings first: that is what its --help begins with."""
+        shared = [name for name in cls.model_fields if name in HOSTED_FIELDS]
+        own = [name for name in cls.model_fields if name not in HOSTED_FIELDS]
+        cls.__pydantic_fields__ = {name: cls.model_fields[name] for name in [*own, *shared]}
 
     @field_validator("base_url")
     @classmethod
@@ -45,6 +46,20 @@ class HostedConfig(Config):
             # It goes into manifests.
             raise ValueError("must hold no key or password; a key comes from the environment, see 'key_variable'")
         return url.rstrip("/")
+
+
+class HostedConfig(ServiceConfig):
+    """Settings of everything that is billed by a hosted service."""
+
+    encoding: str | None = Field(
+        None, description="tiktoken encoding that counts tokens, or 'bytes', an upper bound; by default the model's"
+    )
+    prices: Path | None = Field(
+        None, description="YAML file of prices, to be written like seqrec_prompt/engines/prices.yaml, which has few"
+    )
+    free: bool = Field(False, description="this service sends no bill, it is your own; needs another --base-url")
+    max_cost: float = Field(10, ge=0, description="refuse when the quote is above this many dollars")
+    yes: bool = Field(False, description="go on after the quote without asking")
 
     @model_validator(mode="after")
     def _openai_is_not_free(self) -> HostedConfig:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from seqrec_prompt.artifacts import (
     MANIFEST,
@@ -30,7 +30,7 @@ from seqrec_prompt.artifacts import (
     write_json,
     write_text,
 )
-from seqrec_prompt.engines.pricing import MILLION, HostedConfig, Quote, approve, quote
+from seqrec_prompt.engines.pricing import MILLION, HostedConfig, Quote, ServiceConfig, approve, quote
 from seqrec_prompt.errors import ArtifactError, HostedError
 from seqrec_prompt.prompting.templates import TemplateConfig
 
@@ -64,6 +64,11 @@ class HostedFinetuneConfig(HostedConfig):
     overwrite: bool = Field(False, description="pay for another job although there is one, of these settings or others")
     template: TemplateConfig = TemplateConfig(layout="ask")
 
+    @field_validator("template", mode="before")
+    @classmethod
+    def _ask(cls, template: Any) -> Any:
+        return {"layout": "ask"} | template if isinstance(template, dict) else template
+
     @model_validator(mode="after")
     def _one_source(self) -> HostedFinetuneConfig:
         if (self.data is None) == (self.pairs is None):
@@ -77,7 +82,7 @@ class HostedFinetuneConfig(HostedConfig):
         return {name: value for name, value in super().identity().items() if name not in ("quote_only", "wait")}
 
 
-class AttachConfig(HostedConfig):
+class AttachConfig(ServiceConfig):
     """Settings of `hosted attach`."""
 
     job: str = Field(description="the job's name at the service, e.g. ftjob-abc123")
@@ -138,10 +143,10 @@ def attach(config: AttachConfig) -> Path | None:
     with alone(_beside(config.out, ".lock")):
         journal = Journal(place, header)
         try:
-            if (known := _state(journal).get("job")) not in (None, config.job):
-                raise ArtifactError(f"{place} holds the run of {known}, not of {config.job}.")
-            given = config.model_fields_set & {"base_url"}
-            address = {} if given else {"base_url": header["config"]["base_url"]}
+            if (held := _state(journal).get("job")) not in (None, config.job):
+                raise ArtifactError(f"{place} holds the run of {held}, not of {config.job}.")
+            known = _state(journal).get("service", {})
+            address = {name: value for name, value in known.items() if name not in config.model_fields_set}
             service = _service(config.model_copy(update=address))
             journal.append({"job": config.job})
             if config.cancel:
@@ -194,7 +199,8 @@ def _create(config: HostedFinetuneConfig, file: TrainingFile, wanted: dict[str, 
         places = ("out", "overwrite", *wanted["inputs"])
         settings = {name: value for name, value in wanted["config"].items() if name not in places}
         key = run_key([settings, wanted["inputs"]], fresh=config.overwrite)
-        journal.append({"key": key, "quote": offer.facts()})
+        address = {"base_url": config.base_url, "key_variable": config.key_variable}
+        journal.append({"key": key, "quote": offer.facts(), "service": address})
         state = _state(journal)
     if "file" not in state:
         name = f"seqrec-prompt-{key}.jsonl"
@@ -316,7 +322,7 @@ def _csv(content: bytes) -> bytes:
         return content
 
 
-def _service(config: HostedConfig) -> Service:
+def _service(config: ServiceConfig) -> Service:
     from seqrec_prompt.engines.openai import Service
 
     return Service(config)

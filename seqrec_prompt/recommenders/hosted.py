@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from seqrec_prompt.artifacts import Journal, atomic_file, is_done, manifest, read_manifest
 from seqrec_prompt.engines.pricing import MILLION, HostedConfig, Quote, approve, quote
@@ -56,6 +56,11 @@ class HostedGenerateConfig(HostedConfig):
     allow_missing: bool = Field(False, description="write the file although some sessions got no answer")
     overwrite: bool = Field(False, description="pay again for answers that are there, of these settings or others")
     template: TemplateConfig | None = Field(None, description="prompt; with 'tuned', the one it was trained with")
+
+    @field_validator("template", mode="before")
+    @classmethod
+    def _ask(cls, template: Any) -> Any:
+        return {"layout": "ask"} | template if isinstance(template, dict) else template
 
     @model_validator(mode="after")
     def _one_model(self) -> HostedGenerateConfig:

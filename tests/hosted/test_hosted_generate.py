@@ -233,7 +233,7 @@ def test_a_tuned_model_is_asked_with_its_own_template_and_grounded(
     tuned = finetune(
         HostedFinetuneConfig(
             data=dataset_dir, out=tmp_path / "tuned", model="tiny-chat",
-            template={"layout": "ask", "question": "What next?", "max_items": 2}, **service,
+            template={"question": "What next?", "max_items": 2}, **service,
         )
     )  # fmt: skip
     asked = []
