@@ -95,7 +95,7 @@ def collect_batches(service: Service, journal: Journal) -> list[str]:
         if "id" not in batch:
             made = create_once(
                 lambda key=key, file=batch["file"]: service.create_batch(key, file, CHAT),  # type: ignore[misc]
-                lambda key=key: service.find_batch(key),  # type: ignore[misc]
+                lambda key=key, file=batch["file"]: service.find_batch(key, file),  # type: ignore[misc]
                 journal,
                 key,
                 what="creating the batch",
@@ -128,7 +128,7 @@ def _read(service: Service, journal: Journal, batch: Mapping[str, Any], owed: se
                 name, response = row["custom_id"], row.get("response") or {}
                 body = response.get("body") or {}
                 answer = _answer(name, body) if response.get("status_code") == 200 else None
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, HostedError):
                 problems.append(f"{file}: line {number} cannot be read: {line[:60].decode(errors='replace')}…")
                 continue
             if answer is None:
@@ -141,18 +141,21 @@ def _read(service: Service, journal: Journal, batch: Mapping[str, Any], owed: se
 
 
 def _answer(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """A journal record: of each choice its text and, where the service tells, its log-probability."""
-    choices = []
-    for choice in body["choices"]:
-        told = (choice.get("logprobs") or {}).get("content")
-        logprob = sum(token["logprob"] for token in told) if told else None
-        choices.append([choice["message"]["content"] or "", logprob])
-    usage = body.get("usage") or {}
-    return {
-        "answer": name,
-        "choices": choices,
-        "usage": {"input": usage.get("prompt_tokens"), "output": usage.get("completion_tokens")},
-    }
+    """A journal record: of each choice its text and, where the service tells, its log-probability.
+
+    Raises HostedError for an answer that is none.
+    """
+    try:
+        choices = []
+        for choice in body["choices"]:
+            told = (choice.get("logprobs") or {}).get("content")
+            logprob = sum(token["logprob"] for token in told) if told else None
+            choices.append([choice["message"]["content"] or "", logprob])
+        usage = body.get("usage") or {}
+        tokens = {"input": usage.get("prompt_tokens"), "output": usage.get("completion_tokens")}
+    except (KeyError, TypeError, AttributeError):
+        raise HostedError(f"its answer cannot be read: {str(body)[:80]}…") from None
+    return {"answer": name, "choices": choices, "usage": tokens}
 
 
 def _batches(journal: Journal) -> dict[str, dict[str, Any]]:

@@ -73,7 +73,7 @@ class HostedEmbedder:
             body["dimensions"] = self.asked
         answer = self.service.embeddings(body, int(self.lengths(texts).sum()))
         self.used += (answer.get("usage") or {}).get("total_tokens") or 0
-        rows = {row["index"]: row["embedding"] for row in answer["data"]}  # in whatever order they come
+        rows = {row["index"]: row["embedding"] for row in answer.get("data") or []}  # in whatever order they come
         sizes = {len(row) for row in rows.values()}
         if sorted(rows) != list(range(len(texts))) or len(sizes) != 1 or (self.dimension and sizes != {self.dimension}):
             raise HostedError(

@@ -38,11 +38,12 @@ def create_once(
 ) -> Found:
     """Return the one thing that carries `key`, creating it if there is none.
 
-    After a try without a clear outcome it is searched for several times. Where an answer ended that try (500, 503, 429)
-    or the service was not reached, and nothing is found, it is tried again; after silence it is not, for the request
-    may still be under way: HostedError says so, and the next run of the command searches first.
+    After a try without a clear outcome it is searched for several times. Where an answer ended that try (500, 503) and
+    nothing is found, it is tried again; after silence it is not, for the request may still be under way: HostedError
+    says so, and the next run of the command searches first.
     """
-    for left in reversed(range(TRIES)):
+    failure = HostedError(f"{what}: not tried")
+    for _ in range(TRIES):
         if found := find():
             print(f"{found['id']} is there already under this run's key: nothing is created")
             return found
@@ -54,24 +55,28 @@ def create_once(
             failure = HostedError(f"{what}: the answer has no id.")
         except HostedError as error:
             failure = error
-        refused = failure.status is not None and failure.status < 500 and failure.status != 429
-        if refused or failure.exhausted:
+        if not failure.reached or (failure.status == 429 and not failure.exhausted):  # nothing was made
+            openai.pause(failure.retry_after or SETTLING[0])
+        elif failure.status is not None and failure.status < 500:  # refused
             raise failure
-        for seconds in SETTLING:
-            openai.pause(max(seconds, failure.retry_after or 0))
-            if found := find():
-                return found
-        silent = failure.reached and failure.status not in (429, *openai.UNAVAILABLE)
-        if silent:
+        elif found := _after_a_while(find):
+            return found
+        elif failure.status not in openai.UNAVAILABLE:
             raise HostedError(
                 f"{failure}\nWhether it was created is unknown: it is not in the list after {sum(SETTLING)} s, but it "
                 f"may still come. It was not sent again. Run the same command in some minutes: it looks for the run "
                 f"key {key} first, and creates nothing that is there.",
                 failure.status,
             )
-        if not left:
-            raise failure
-    raise AssertionError("unreachable")
+    raise failure
+
+
+def _after_a_while(find: Callable[[], Found | None]) -> Found | None:
+    for seconds in SETTLING:
+        openai.pause(seconds)
+        if found := find():
+            return found
+    return None
 
 
 def watch(read: Callable[[], Found], ended: frozenset[str], describe: Callable[[Found], str]) -> Found:

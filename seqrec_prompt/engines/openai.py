@@ -115,10 +115,10 @@ class Service:
         send = self._client.fine_tuning.jobs.create
         return _plain(self._once("creating the fine-tuning job", lambda: send(**body, metadata={KEY: key})))
 
-    def find_job(self, key: str) -> dict[str, Any] | None:
-        """The job that carries the run key, if there is one."""
+    def find_job(self, key: str, file: str) -> dict[str, Any] | None:
+        """The job of this run, if there is one: it carries the run key, or trains on the file uploaded for it."""
         jobs = self.read("listing the fine-tuning jobs", lambda: list(self._client.fine_tuning.jobs.list(limit=100)))
-        return _with_key(jobs, key)
+        return _of_run(jobs, key, "training_file", file)
 
     def job(self, name: str) -> dict[str, Any]:
         """A job as it stands."""
@@ -148,9 +148,10 @@ class Service:
         body: Any = {"input_file_id": file, "endpoint": endpoint, "completion_window": "24h", "metadata": {KEY: key}}
         return _plain(self._once("creating the batch", lambda: send(**body)))
 
-    def find_batch(self, key: str) -> dict[str, Any] | None:
-        """The batch that carries the run key, if there is one."""
-        return _with_key(self.read("listing the batches", lambda: list(self._client.batches.list(limit=100))), key)
+    def find_batch(self, key: str, file: str) -> dict[str, Any] | None:
+        """The batch of this run, if there is one: it carries the run key, or reads the file uploaded for it."""
+        batches = self.read("listing the batches", lambda: list(self._client.batches.list(limit=100)))
+        return _of_run(batches, key, "input_file_id", file)
 
     def batch(self, name: str) -> dict[str, Any]:
         """A batch as it stands."""
@@ -285,6 +286,9 @@ def _plain(value: Any) -> dict[str, Any]:
     return plain
 
 
-def _with_key(found: list[Any], key: str) -> dict[str, Any] | None:
-    matching = [one for one in found if (one.metadata or {}).get(KEY) == key]
-    return _plain(matching[0]) if matching else None
+def _of_run(held: list[Any], key: str, field: str, file: str) -> dict[str, Any] | None:
+    """The oldest of what belongs to a run; services that keep no metadata still name the file."""
+    found = [one for one in held if (one.metadata or {}).get(KEY) == key or getattr(one, field) == file]
+    if len(found) > 1:
+        print(f"warning: this run has {len(found)}: {', '.join(one.id for one in found)}. Cancel all but the last.")
+    return _plain(found[-1]) if found else None

@@ -143,14 +143,17 @@ def attach(config: AttachConfig) -> Path | None:
     with alone(_beside(config.out, ".lock")):
         journal = Journal(place, header)
         try:
-            if (held := _state(journal).get("job")) not in (None, config.job):
-                raise ArtifactError(f"{place} holds the run of {held}, not of {config.job}.")
-            known = _state(journal).get("service", {})
-            address = {name: value for name, value in known.items() if name not in config.model_fields_set}
+            state = _state(journal)
+            if state.get("job") not in (None, config.job):
+                raise ArtifactError(f"{place} holds the run of {state['job']}, not of {config.job}.")
+            address = {n: value for n, value in state.get("service", {}).items() if n not in config.model_fields_set}
             service = _service(config.model_copy(update=address))
-            journal.append({"job": config.job})
+            if "job" not in state:
+                _require_own(service.job(config.job), state, place)
+                journal.append({"job": config.job})
             if config.cancel:
-                _cancelled(service, config.job)
+                journal.append({"status": _cancelled(service, config.job)["status"]})
+                return config.out
             return _finish(service, config.out, header, journal)
         finally:
             journal.close()
@@ -211,16 +214,21 @@ def _create(config: HostedFinetuneConfig, file: TrainingFile, wanted: dict[str, 
         "learning_rate_multiplier": config.learning_rate_multiplier,
     }
     given = {name: value for name, value in hyperparameters.items() if value is not None}
+    file_id = _state(journal)["file"]
     body: dict[str, Any] = {
         "model": config.model,
-        "training_file": _state(journal)["file"],
+        "training_file": file_id,
         "method": {"type": "supervised", "supervised": {"hyperparameters": given}},
         "seed": config.seed,
     }
     if config.suffix is not None:
         body["suffix"] = config.suffix
     job = create_once(
-        lambda: service.create_job(key, body), lambda: service.find_job(key), journal, key, what="creating the job"
+        lambda: service.create_job(key, body),
+        lambda: service.find_job(key, file_id),
+        journal,
+        key,
+        what="creating the fine-tuning job",
     )
     journal.append({"job": job["id"]})
     print(f"job: {job['id']}")
@@ -298,6 +306,16 @@ def _require_success(job: dict[str, Any], out: Path | None) -> None:
         else f"To begin anew, {again}."
     )
     raise HostedError(f"{job['id']} is {job['status']}. {step}")
+
+
+def _require_own(job: dict[str, Any], state: dict[str, Any], place: Path) -> None:
+    """Raise ArtifactError unless the job was created by the run of the journal."""
+    from seqrec_prompt.engines.openai import KEY
+
+    if (job.get("metadata") or {}).get(KEY) != state.get("key") and job["training_file"] != state.get("file"):
+        raise ArtifactError(
+            f"{place} holds another run than that of {job['id']}: it lacks the run key {state.get('key')}."
+        )
 
 
 def _cancelled(service: Service, name: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """A service, an encoding and prices for the tests of hosted models; nothing here needs a network but loopback."""
 
+import socket
+
 import pytest
 import tiktoken
 import tiktoken.registry
@@ -36,6 +38,15 @@ def pauses(monkeypatch):
     waited = []
     monkeypatch.setattr(openai, "pause", waited.append)
     return waited
+
+
+@pytest.fixture
+def unused_address():
+    """An address where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    return f"http://127.0.0.1:{port}/v1"
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_a_rate_limit_is_waited_for_as_long_as_it_says(config_of, fake, pauses):
     fake.fault("POST", JOBS, "status", 429, "Slow down.", {"retry-after": "41"})
     finetune(config_of())
     assert any(7 <= seconds <= 8 for seconds in pauses)
-    assert pauses.count(41) == len(engine_jobs.SETTLING)
+    assert pauses.count(41) == 1
     assert len(fake.jobs) == 1
 
 
@@ -288,8 +288,46 @@ def test_attach_watches_any_job_and_cancels_it(fake, config_of, capsys):
         attach(AttachConfig(job="ftjob-1", out=config_of().out.with_name("x"), base_url=fake.url))
     with pytest.raises(HostedError, match=r"404: No such thing: .*ftjob-9.*Check the names"):
         attach(AttachConfig(job="ftjob-9", base_url=fake.url))
-    attach(AttachConfig(job="ftjob-1", base_url=fake.url, cancel=True))
+    attach(AttachConfig(job="ftjob-1", out=config_of().out, cancel=True))
     assert fake.jobs[0]["status"] == "cancelled"
+    with pytest.raises(HostedError, match=r"ftjob-1 is cancelled\. To begin anew"):
+        finetune(config_of())
+    attach(AttachConfig(job="ftjob-1", base_url=fake.url, cancel=True))
+    with pytest.raises(HostedError, match="ftjob-1 is cancelled"):
+        attach(AttachConfig(job="ftjob-1", base_url=fake.url))
+
+
+def test_a_service_that_keeps_no_metadata_is_searched_by_the_file(config_of, fake):
+    create = fake.create_job
+    fake.create_job = lambda body: create({**body, "metadata": None})
+    fake.fault("POST", JOBS, "drop", after=True)
+    finetune(config_of())
+    assert len(fake.jobs) == fake.posts(JOBS) == 1
+
+
+def test_attach_takes_no_job_of_another_run(config_of, fake):
+    stranger = fake.create_job({"model": "x", "training_file": "file-x", "method": {}})
+    fake.lag = 20
+    fake.fault("POST", JOBS, "drop", after=True)
+    with pytest.raises(HostedError, match="Whether it was created is unknown"):
+        finetune(config_of())
+    with pytest.raises(ArtifactError, match=r"another run than that of ftjob-1: it lacks the run key"):
+        attach(AttachConfig(job=stranger["id"], out=config_of().out))
+    attach(AttachConfig(job="ftjob-2", out=config_of().out))
+    assert peek_manifest(config_of().out)["facts"]["job"] == "ftjob-2"
+
+
+def test_a_service_that_is_not_there_is_named(config_of, unused_address):
+    with pytest.raises(HostedError, match=rf"(?s){unused_address}.*no connection.*Run the same command again"):
+        finetune(config_of(base_url=unused_address))
+
+
+def test_a_service_of_another_protocol_is_told(config_of, fake):
+    fake.fault("POST", "/files", "text")
+    for _ in range(6):
+        fake.fault("POST", "/files", "text")
+    with pytest.raises(HostedError, match=r"something else than its protocol: '<html>a login page.*ends in /v1"):
+        finetune(config_of())
 
 
 def test_a_job_is_found_behind_many_others(config_of, fake):

@@ -178,6 +178,16 @@ def test_one_bad_row_does_not_stop_the_others(config_of, echo, data):
     assert echo.posts(CHAT) == 13
 
 
+@pytest.mark.parametrize("body", [{"choices": None}, {"choices": [{"message": None}]}, {}])
+def test_an_answer_that_is_none_is_told(config_of, echo, body):
+    answer = echo.chat
+    echo.chat = lambda asked: body
+    with pytest.raises(HostedError, match=r"(?s)12 of 12 sessions.*its answer cannot be read"):
+        generate(config_of(by="requests"))
+    echo.chat = answer
+    generate(config_of(by="requests"))
+
+
 def test_silence_is_not_asked_again_in_the_same_run(config_of, echo, data):
     """The answer may be on its way, and billed."""
     echo.fault("POST", CHAT, "hang", after=True)
