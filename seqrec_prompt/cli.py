@@ -92,7 +92,7 @@ VERBS = {
         "      --max-cost 5 --out runs/tuned",
     ),
     "hosted attach": Verb(
-        "seqrec_prompt.finetuning.hosted",
+        "seqrec_prompt.finetuning.attach",
         "AttachConfig",
         "come back to a hosted job that runs already",
         "seqrec-prompt hosted attach ftjob-abc123 --out runs/tuned",

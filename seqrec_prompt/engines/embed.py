@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import Journal, hash_json, is_done, manifest, peek_manifest, refuse_inputs_inside
-from seqrec_prompt.config import Config
 from seqrec_prompt.embeddings.encode import ITEM
-from seqrec_prompt.engines.pricing import HostedConfig
+from seqrec_prompt.engines.pricing import HOSTED_FIELDS, HostedConfig
 from seqrec_prompt.errors import ModelError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from seqrec_prompt.embeddings.encode import Embedder
 
 
-class EmbedConfig(Config):
+class EmbedConfig(HostedConfig):
     """Settings of `embed`."""
 
     data: Path = Field(description="directory made by 'prepare'")
@@ -53,7 +52,6 @@ class EmbedConfig(Config):
     )
     overwrite: bool = Field(False, description="begin again although the output holds another run")
     dimensions: int | None = Field(None, ge=1, description="of a hosted model's vectors, where it can shorten them")
-    hosted: HostedConfig = HostedConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -68,7 +66,7 @@ class EmbedConfig(Config):
             strange = [name for name in ("adapter", "revision") if getattr(self, name) is not None]
             strange += ["pooling"] if self.pooling != "own" else []
         else:
-            strange = [name for name in ("dimensions", "hosted") if name in self.model_fields_set]
+            strange = [name for name in ("dimensions", *HOSTED_FIELDS) if name in self.model_fields_set]
         if strange:
             raise ValueError(f"'engine' {self.engine} has no use for {', '.join(map(repr, strange))}: leave it out")
         return self
@@ -80,6 +78,12 @@ class EmbedConfig(Config):
         if self.pooling == "own" and self.adapter is not None:
             raise ValueError("'adapter' is for causal language models: leave it out, or choose another pooling")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what is made."""
+        # It does not matter how many are read together: a run that met the end of the memory goes on with fewer.
+        unused = {"batch_tokens"} | ({"engine", "dimensions", "base_url"} if self.engine == "local" else set())
+        return {name: value for name, value in super().identity().items() if name not in unused}
 
 
 def embed(config: EmbedConfig) -> Path:
@@ -95,13 +99,7 @@ def embed(config: EmbedConfig) -> Path:
 
     # Of the data only the catalog goes in: another split has the same vectors.
     inputs = {"data": catalog.hash} | model_inputs(config)
-    # Nor does it matter how many are read together: a run that met the end of the memory goes on with fewer.
-    settings = {name: value for name, value in config.resolved().items() if name != "batch_tokens"}
-    if config.engine == "openai":
-        settings["hosted"] = config.hosted.identity()
-    else:
-        settings = {name: value for name, value in settings.items() if name not in ("engine", "dimensions", "hosted")}
-    wanted = manifest("embed", settings, inputs)
+    wanted = manifest("embed", config.identity(), inputs)
     journal_file = config.out.with_name(config.out.name + ".journal")
     if is_done(config.out, peek_manifest(config.out), wanted, overwrite=config.overwrite):
         print(f"already embedded: {config.out}")
@@ -121,7 +119,7 @@ def embed(config: EmbedConfig) -> Path:
 def model_inputs(config: EmbedConfig) -> dict[str, str]:
     """Hashes of the model and, if there is one, of the adapter trained on it."""
     if config.engine == "openai":
-        return {"model": hash_json([config.hosted.base_url, config.model, config.dimensions])}
+        return {"model": hash_json([config.base_url, config.model, config.dimensions])}
 
     from seqrec_prompt.engines.models import model_hash, trained_adapter
 
@@ -141,7 +139,7 @@ def _fill(
     if config.engine == "openai":
         from seqrec_prompt.engines.hosted_embedder import HostedEmbedder
 
-        embedder: Embedder = (hosted := HostedEmbedder(config.hosted, config.model, config.dimensions))
+        embedder: Embedder = (hosted := HostedEmbedder(config, config.model, config.dimensions))
     else:
         embedder = _embedder(config)
     most = min(config.max_tokens, embedder.context)

@@ -61,6 +61,7 @@ class Fake(ThreadingHTTPServer):
         self.batch_course = ["validating", "in_progress", "completed"]
         self.unanswered = set()  # custom ids that a batch leaves out
         self.garbled = set()  # custom ids whose line of the output cannot be read
+        self.stray = []  # lines that a batch's output has besides
         self.lag = 0  # how many listings do not show yet what is new
         self.answer = lambda body: ["an answer"] * (body.get("n") or 1)
         self.with_logprobs = False
@@ -187,7 +188,7 @@ class Fake(ThreadingHTTPServer):
             for kind, lines in (("output", good), ("error", bad)):
                 if lines:
                     name = f"file-{batch['id']}-{kind}"
-                    self.files[name] = "\n".join(lines[::-1]).encode()  # in no order of ours
+                    self.files[name] = "\n".join(lines[::-1] + self.stray).encode()  # in no order of ours
                     batch[f"{kind}_file_id"] = name
         return batch
 

@@ -15,8 +15,7 @@ from seqrec_prompt.errors import ArtifactError, CostError, HostedError
 def config_of(service, dataset_dir, tmp_path):
     def build(**changes):
         settings = {"data": dataset_dir, "out": tmp_path / "table", "engine": "openai", "model": "tiny-chat"}
-        hosted = {**service, **changes.pop("hosted", {})}
-        return EmbedConfig(**settings | {"hosted": hosted} | changes)
+        return EmbedConfig(**settings | service | changes)
 
     return build
 
@@ -86,9 +85,11 @@ def test_what_an_engine_has_no_use_for_is_refused(config_of, dataset_dir, tmp_pa
         config_of(pooling="last")
     with pytest.raises(ValueError, match=r"'engine' local has no use for 'dimensions'"):
         EmbedConfig(data=dataset_dir, out=tmp_path / "x", dimensions=4)
+    with pytest.raises(ValueError, match=r"'engine' local has no use for 'max_cost'"):
+        EmbedConfig(data=dataset_dir, out=tmp_path / "x", max_cost=4)
 
 
 def test_another_service_is_another_table(config_of, fake):
     embed(config_of())
-    with pytest.raises(ArtifactError, match=r"config\.hosted\.base_url: was"):
-        embed(config_of(hosted={"base_url": "http://127.0.0.1:9/v1"}))
+    with pytest.raises(ArtifactError, match=r"config\.base_url: was"):
+        embed(config_of(base_url="http://127.0.0.1:9/v1"))

@@ -12,7 +12,8 @@ from seqrec_prompt.artifacts import peek_manifest
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.engines import jobs as engine_jobs
 from seqrec_prompt.errors import ArtifactError, ConfigError, CostError, DataError, HostedError
-from seqrec_prompt.finetuning.hosted import AttachConfig, HostedFinetuneConfig, attach, finetune
+from seqrec_prompt.finetuning.attach import AttachConfig, attach
+from seqrec_prompt.finetuning.hosted import HostedFinetuneConfig, finetune
 
 JOBS = "/fine_tuning/jobs"
 COST = 8.0 / 1_000_000
@@ -65,8 +66,10 @@ def test_a_second_run_pays_nothing(config_of, fake, capsys):
     finetune(config_of(out=config_of().out.with_name("elsewhere")))
     assert len(fake.jobs) == 1
     assert fake.posts(JOBS) == 1
+    sent = config_of().out.with_name("tuned.jsonl").read_bytes()
     with pytest.raises(ArtifactError, match=r"config\.epochs: was 3, is 1"):
-        finetune(config_of(epochs=1))
+        finetune(config_of(epochs=1, template={"max_items": 1}))
+    assert config_of().out.with_name("tuned.jsonl").read_bytes() == sent
     finetune(config_of(epochs=1, overwrite=True))
     assert len(fake.jobs) == 2
 

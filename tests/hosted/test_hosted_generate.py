@@ -113,6 +113,17 @@ def test_lines_that_cannot_be_read_are_told_and_owed(config_of, echo, data):
     assert requests == [12, 1, 1]
 
 
+def test_lines_that_come_twice_or_of_somebody_else_change_nothing(config_of, echo, data):
+    choice = {"message": {"content": "from somewhere else"}}
+    usage = {"prompt_tokens": 10**6, "completion_tokens": 10**6}
+    body = {"status_code": 200, "body": {"choices": [choice], "usage": usage}}
+    echo.stray = [json.dumps({"custom_id": name, "response": body}) for name in ("test-3", "nobody")]
+    path = generate(config_of())
+    assert texts_of(path) == expected(data)
+    facts = read_file_manifest(path)["facts"]
+    assert (facts["answered"], facts["tokens"]["input"]) == (12, echo.bill["tiny-chat", "input"])
+
+
 def test_missing_rows_can_be_left_out_and_asked_for_later(config_of, echo, data):
     echo.unanswered = {"test-3"}
     path = generate(config_of(allow_missing=True))
