@@ -83,7 +83,12 @@ def send_batches(
         ids = [one.custom_id for one in part]
         key = run_key([identity, ids, len(_batches(journal))], fresh=fresh)
         content = b"".join(_line(one) for one in part)
-        file = service.upload(f"seqrec-prompt-{key}.jsonl", content, "batch")
+        try:
+            file = service.upload(f"seqrec-prompt-{key}.jsonl", content, "batch")
+        except HostedError as error:
+            if error.status not in (404, 405, 501):
+                raise
+            raise HostedError(f"{error} A service without a Batch API is asked with --by requests.") from None
         journal.append({"batch": key, "ids": ids, "file": file})
 
 

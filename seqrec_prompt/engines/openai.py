@@ -241,9 +241,10 @@ class Service:
         status = error.status_code
         body: Any = error.body
         words = body.get("message") if isinstance(body, dict) else body
+        words = words or error.response.text[:300] or error.message  # services of another make say it elsewhere
         exhausted = error.code == "insufficient_quota"
         step = NEXT["quota"] if exhausted else NEXT.get(status, NEXT[500] if status >= 500 else NEXT[400])
-        said = self._clean(str(words or error.message)).strip().rstrip(".")
+        said = self._clean(str(words)).strip().rstrip(".")
         return HostedError(
             f"{what}: {self.url} answered {status}: {said}. {step.format(variable=self._variable)}",
             status,

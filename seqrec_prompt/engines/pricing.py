@@ -114,6 +114,8 @@ class Quote:
         return asdict(self) | {"cost": self.cost}
 
     def __str__(self) -> str:
+        if not any(self.price.values()):
+            return f"quote: $0 for {self.model}: {self.prices_of} ({self.source})"
         parts = [f"{count:,} {kind} tokens at ${self.price[kind]:g} a million" for kind, count in self.tokens.items()]
         most = "" if self.exact else "at most "
         return (
@@ -125,7 +127,7 @@ class Quote:
 def quote(config: HostedConfig, model: str, tokens: Mapping[str, int], *, exact: bool, batch: bool = False) -> Quote:
     """Price `tokens` of `model` by kind. Raises CostError when a price is unknown."""
     if config.free:
-        return Quote(model, tokens, dict.fromkeys(tokens, 0.0), exact, "a service that sends no bill", config.base_url)
+        return Quote(model, tokens, dict.fromkeys(tokens, 0.0), exact, "this service sends no bill", config.base_url)
     file = config.prices or SHIPPED
     known = _read(file)
     price = known.models.get(model) or known.models.get(":".join(model.split(":")[:2])) or Price()

@@ -127,6 +127,8 @@ def generate(config: HostedGenerateConfig) -> Path:
         journal.close(remove=not missing)
     cost = f"${facts['cost']:.4f}" if facts["cost"] is not None else "unknown"
     print(f"answers: {config.out}  ({facts['answered']:,} of {len(requests):,} sessions, cost {cost})")
+    if facts["answers"] < config.n * facts["answered"]:
+        print(f"note: the service gave {facts['answers']:,} answers, not the {config.n} a session that were asked for")
     step = "distill" if config.part == "train" else "ground"
     print(f"next: seqrec-prompt {step} --data {config.data} --answers {config.out} --out …")
     return config.out
@@ -196,6 +198,7 @@ def _facts(journal: Journal, requests: list[Request]) -> dict[str, Any]:
         "sessions": len(requests),
         "answered": len(done),
         "missing": len(requests) - len(done),
+        "answers": sum(len(row["choices"]) for row in done.values()),
         "tokens": {kind: sum(counts) for kind, counts in usage.items()} if known else None,
         "cost": cost if known else None,
         "quotes": [record["quote"] for record in journal.records() if "quote" in record],

@@ -69,7 +69,8 @@ class Fake(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def fault(self, method, path, action, *details, after=False):
-        """Make the next `method path` go wrong: 'status' (code, message, headers, code name), 'hang', 'drop', 'text'.
+        """Make the next `method path` go wrong: 'status' (code, message, headers, code name), 'detail'
+        (code, words), 'hang', 'drop', 'text'.
 
         `after`: it is carried out before it goes wrong.
         """
@@ -239,6 +240,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif action == "text":
             self.send(200, b"<html>a login page</html>", {"content-type": "text/html"})
+        elif action == "detail":  # as FastAPI says it
+            self.send(details[0], {"detail": details[1]})
         else:
             code, message, headers, name = [*details, *[None] * 4][:4]
             self.send(code, error(message, name), headers or {})

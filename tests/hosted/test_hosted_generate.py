@@ -143,6 +143,15 @@ def test_a_failed_batch_says_why(config_of, echo):
     assert [batch["status"] for batch in echo.batches] == ["failed", "completed"]
 
 
+def test_a_service_without_batches_is_told_apart(config_of, echo, data, capsys):
+    echo.fault("POST", "/files", "detail", 404, "Not Found")
+    with pytest.raises(HostedError, match=r"404: \{.detail.: ?.Not Found.\}.*--by requests"):
+        generate(config_of(n=3))
+    echo.answer = lambda body: [last_line(body)]  # it gives one answer, however many are asked for
+    assert texts_of(generate(config_of(n=3, by="requests"))) == expected(data)
+    assert "the service gave 12 answers, not the 3 a session" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("action", [("drop",), ("status", 500, "Oops.")])
 def test_a_batch_is_created_once(config_of, echo, action):
     echo.fault("POST", "/batches", *action, after=True)
