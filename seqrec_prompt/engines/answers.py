@@ -6,6 +6,7 @@ for again. Batches are collected before anything new is sent, also those of a ru
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
@@ -67,6 +68,8 @@ def ask_all(service: Service, journal: Journal, requests: Sequence[Request], at_
         except BaseException:
             for future in futures:
                 future.cancel()
+            if under_way := sum(not future.done() for future in futures):
+                print(f"waiting for {under_way:,} answers under way, which are paid for (Ctrl-C again leaves them)")
             wait(futures)
             for future, one in futures.items():
                 if future not in kept and not future.cancelled() and future.exception() is None:
@@ -76,19 +79,15 @@ def ask_all(service: Service, journal: Journal, requests: Sequence[Request], at_
 
 
 def send_batches(
-    service: Service, journal: Journal, requests: Sequence[Request], identity: Any, *, fresh: bool
+    service: Service, journal: Journal, requests: Sequence[Request], wanted: Mapping[str, Any], *, fresh: bool
 ) -> None:
     """Announce requests as batches in the journal; `collect_batches` creates and reads them."""
     for part in _parts(requests):
         ids = [one.custom_id for one in part]
-        key = run_key([identity, ids, len(_batches(journal))], fresh=fresh)
+        key = run_key(wanted, ids, len(_batches(journal)), fresh=fresh)
         content = b"".join(_line(one) for one in part)
-        try:
+        with _batches_may_be_unknown():
             file = service.upload(f"seqrec-prompt-{key}.jsonl", content, "batch")
-        except HostedError as error:
-            if error.status not in (404, 405, 501):
-                raise
-            raise HostedError(f"{error} A service without a Batch API is asked with --by requests.") from None
         journal.append({"batch": key, "ids": ids, "file": file})
 
 
@@ -98,16 +97,9 @@ def collect_batches(service: Service, journal: Journal) -> list[str]:
     waiting = {key: batch for key, batch in _batches(journal).items() if "status" not in batch}
     for key, batch in waiting.items():  # all are created before one is waited for
         if "id" not in batch:
-            made = create_once(
-                lambda key=key, file=batch["file"]: service.create_batch(key, file, CHAT),  # type: ignore[misc]
-                lambda key=key, file=batch["file"]: service.find_batch(key, file),  # type: ignore[misc]
-                journal,
-                key,
-                what="creating the batch",
-            )
-            batch["id"] = made["id"]
-            journal.append({"batch": key, "id": made["id"]})
-            print(f"batch: {made['id']}  ({len(batch['ids']):,} requests)")
+            batch["id"] = _create(service, journal, key, batch["file"])
+            journal.append({"batch": key, "id": batch["id"]})
+            print(f"batch: {batch['id']}  ({len(batch['ids']):,} requests)")
     for key, batch in waiting.items():
         name = batch["id"]
         try:
@@ -118,6 +110,33 @@ def collect_batches(service: Service, journal: Journal) -> list[str]:
         problems += _read(service, journal, found, set(batch["ids"]))
         journal.append({"batch": key, "status": found["status"]})
     return problems
+
+
+def _create(service: Service, journal: Journal, key: str, file: str) -> str:
+    try:
+        with _batches_may_be_unknown():
+            made = create_once(
+                lambda: service.create_batch(key, file, CHAT),
+                lambda: service.find_batch(key, file),
+                journal,
+                key,
+                what="creating the batch",
+            )
+    except HostedError as error:
+        if error.status is not None and error.status < 500:  # it is not there, and need not be looked for again
+            journal.append({"batch": key, "status": "refused"})
+        raise
+    return str(made["id"])
+
+
+@contextlib.contextmanager
+def _batches_may_be_unknown() -> Iterator[None]:
+    try:
+        yield
+    except HostedError as error:
+        if error.status not in (404, 405, 501):
+            raise
+        raise HostedError(f"{error} A service without a Batch API is asked with --by requests.", error.status) from None
 
 
 def _read(service: Service, journal: Journal, batch: Mapping[str, Any], owed: set[str]) -> list[str]:

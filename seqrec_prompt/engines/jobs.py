@@ -11,9 +11,10 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ SETTLING = (2, 4, 8, 16, 30)  # seconds between looks for what may have been cre
 FIRST_POLL, LONGEST_POLL = 5.0, 60.0  # seconds
 
 
-def run_key(identity: Any, *, fresh: bool = False) -> str:
-    """Name a piece of work by what it is; `fresh` tells it from earlier work on the same."""
-    key = hash_json(identity)[:24]
+def run_key(wanted: Mapping[str, Any], *more: Any, fresh: bool = False) -> str:
+    """Name a piece of work by the manifest of what is wanted, and `more`; `fresh` tells it from earlier work on it."""
+    places = {"out", "overwrite", *wanted["inputs"]}
+    settings = {name: value for name, value in wanted["config"].items() if name not in places}
+    key = hash_json([wanted["stage"], settings, wanted["inputs"], *more])[:24]
     return f"{key}-{secrets.token_hex(4)}" if fresh else key
 
 
@@ -88,7 +91,8 @@ def watch(read: Callable[[], Found], ended: frozenset[str], describe: Callable[[
             found = read()
             line = f"{time.strftime('%H:%M:%S')} {describe(found)}"
             if live:
-                print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+                width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
+                print(f"\r\x1b[K{line[:width]}", end="", file=sys.stderr, flush=True)
             elif line[9:] != shown:
                 print(line, file=sys.stderr, flush=True)
             shown = line[9:]

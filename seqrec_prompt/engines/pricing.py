@@ -154,7 +154,11 @@ def approve(offer: Quote, config: HostedConfig) -> None:
         return
     if not sys.stdin.isatty():
         raise CostError("nobody is there to agree to the quote; nothing was sent. Give --yes to go on without asking.")
-    if input("Go on? [y/N] ").strip().casefold() not in ("y", "yes"):
+    try:
+        answer = input("Go on? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().casefold() not in ("y", "yes"):
         raise CostError("not agreed to; nothing was sent.")
 
 

@@ -67,6 +67,14 @@ def training_file(rows: Iterator[Any], counter: TokenCounter, context: int, name
     return TrainingFile(content, len(lines), total, longest, counter.exact)
 
 
+def require_question(template: TemplateConfig) -> None:
+    """Raise ValueError for a template that a chat of one question and one title cannot follow."""
+    if template.layout != "ask":
+        raise ValueError("a hosted model needs template.layout 'ask': a session in one message, then the answer")
+    if str(template.name) != "GenItem":
+        raise ValueError(f"a hosted model is asked GenItem prompts; {template.name} is trained from a file of 'pairs'")
+
+
 def session_chats(
     data: Dataset, cases: Holdout, template: TemplateConfig, counter: TokenCounter, context: int
 ) -> Iterator[Chat]:

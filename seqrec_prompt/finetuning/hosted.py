@@ -24,6 +24,7 @@ from seqrec_prompt.artifacts import (
 )
 from seqrec_prompt.engines.pricing import HostedConfig, Quote, approve, quote
 from seqrec_prompt.finetuning.attach import beside, finish, how_to_come_back, state_of
+from seqrec_prompt.finetuning.chat import chats_of, require_question, session_chats, training_file
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class HostedFinetuneConfig(HostedConfig):
     def _one_source(self) -> HostedFinetuneConfig:
         if (self.data is None) == (self.pairs is None):
             raise ValueError("give either 'data' or 'pairs': a directory made by 'prepare', or a file of pairs")
-        if self.data is not None and self.template.layout != "ask":
-            raise ValueError("a hosted model needs template.layout 'ask': a session in one message, then the answer")
+        if self.data is not None:
+            require_question(self.template)
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -106,7 +107,6 @@ def finetune(config: HostedFinetuneConfig) -> Path:
 def _training_file(config: HostedFinetuneConfig) -> tuple[TrainingFile, dict[str, Any]]:
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.engines.tokens import token_counter
-    from seqrec_prompt.finetuning.chat import chats_of, session_chats, training_file
 
     counter = token_counter(config.model, config.encoding)
     inputs = {}
@@ -143,9 +143,7 @@ def _create(config: HostedFinetuneConfig, file: TrainingFile, wanted: dict[str, 
     if key is None or again:
         offer = _quote(config, file)
         approve(offer, config)
-        places = ("out", "overwrite", *wanted["inputs"])
-        settings = {name: value for name, value in wanted["config"].items() if name not in places}
-        key = run_key([settings, wanted["inputs"]], fresh=config.overwrite)
+        key = run_key(wanted, fresh=config.overwrite)
         address = {"base_url": config.base_url, "key_variable": config.key_variable}
         journal.append({"key": key, "quote": offer.facts(), "service": address})
         state = state_of(journal)

@@ -15,17 +15,18 @@ from pydantic import Field, field_validator, model_validator
 from seqrec_prompt.artifacts import Journal, atomic_file, is_done, manifest, read_manifest
 from seqrec_prompt.engines.pricing import MILLION, HostedConfig, Quote, approve, quote
 from seqrec_prompt.errors import ConfigError, HostedError
+from seqrec_prompt.finetuning.chat import fitting, require_question
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.engines.answers import Request
+    from seqrec_prompt.engines.openai import Service
 
 STAGE = "hosted generate"
 SHOWN = 3  # problems told at once
 # How the answers come, not what they are.
 PASSING = ("by", "at_once", "requests_per_minute", "tokens_per_minute", "allow_missing", "tuned")
-PLACES = ("data", "out", "overwrite")
 
 
 class HostedGenerateConfig(HostedConfig):
@@ -66,8 +67,8 @@ class HostedGenerateConfig(HostedConfig):
     def _one_model(self) -> HostedGenerateConfig:
         if (self.model is None) == (self.tuned is None):
             raise ValueError("give either 'model', a name, or 'tuned', a directory made by 'hosted finetune'")
-        if self.template is not None and self.template.layout != "ask":
-            raise ValueError("a hosted model needs template.layout 'ask': a session in one message, then the answer")
+        if self.template is not None:
+            require_question(self.template)
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def generate(config: HostedGenerateConfig) -> Path:
     the quote may not be spent, HostedError when the service refuses or answers are missing at the end.
     """
     from seqrec_prompt.data.dataset import Dataset
-    from seqrec_prompt.engines.answers import answered, ask_all, collect_batches, send_batches
+    from seqrec_prompt.engines.answers import answered, collect_batches
     from seqrec_prompt.engines.jobs import alone
     from seqrec_prompt.engines.openai import Pace, Service
     from seqrec_prompt.recommenders.files import read_file_manifest
@@ -96,7 +97,7 @@ def generate(config: HostedGenerateConfig) -> Path:
     if done and (config.allow_missing or not found["facts"]["missing"]):  # type: ignore[index]
         print(f"already generated: {config.out}")
         return config.out
-    requests, exact = _requests(config, data, model, template)
+    requests = _requests(config, data, model, template)
     with alone(config.out.with_name(config.out.name + ".lock")):
         journal = Journal(config.out.with_name(config.out.name + ".journal"), wanted, overwrite=config.overwrite)
         missing: list[Request] = []
@@ -104,19 +105,8 @@ def generate(config: HostedGenerateConfig) -> Path:
             service = Service(config, Pace(config.requests_per_minute, config.tokens_per_minute))
             problems = collect_batches(service, journal)  # what is paid for comes first
             if missing := _missing(requests, journal):
-                offer = _quote(config, model, missing, exact=exact)
-                if len(missing) < len(requests):
-                    print(f"going on: {len(requests) - len(missing):,}/{len(requests):,} sessions are answered")
-                approve(offer, config)
-                journal.append({"quote": offer.facts()})
-                if config.by == "batch":
-                    places = {
-                        name: value for name, value in settings.items() if name not in ("out", "overwrite", "data")
-                    }
-                    send_batches(service, journal, missing, [places, wanted["inputs"]], fresh=config.overwrite)
-                    problems = collect_batches(service, journal)
-                else:
-                    problems = ask_all(service, journal, missing, config.at_once)
+                offer = _quote(config, model, missing, len(requests))
+                problems = _ask(config, service, journal, wanted, missing, offer)
             missing = _missing(requests, journal)
             if missing and not config.allow_missing:
                 raise HostedError(_what_is_missing(missing, requests, problems))
@@ -134,6 +124,25 @@ def generate(config: HostedGenerateConfig) -> Path:
     return config.out
 
 
+def _ask(
+    config: HostedGenerateConfig,
+    service: Service,
+    journal: Journal,
+    wanted: dict[str, Any],
+    missing: list[Request],
+    offer: Quote,
+) -> list[str]:
+    """Pay for what is missing, once that is agreed to; returns what went wrong."""
+    from seqrec_prompt.engines.answers import ask_all, collect_batches, send_batches
+
+    approve(offer, config)
+    journal.append({"quote": offer.facts()})
+    if config.by == "requests":
+        return ask_all(service, journal, missing, config.at_once)
+    send_batches(service, journal, missing, wanted, fresh=config.overwrite)
+    return collect_batches(service, journal)
+
+
 def _model(config: HostedGenerateConfig) -> tuple[str, TemplateConfig]:
     if config.tuned is None:
         return str(config.model), config.template or TemplateConfig(layout="ask")
@@ -144,12 +153,9 @@ def _model(config: HostedGenerateConfig) -> tuple[str, TemplateConfig]:
     return str(made["facts"]["fine_tuned_model"]), template
 
 
-def _requests(
-    config: HostedGenerateConfig, data: Dataset, model: str, template: TemplateConfig
-) -> tuple[list[Request], bool]:
+def _requests(config: HostedGenerateConfig, data: Dataset, model: str, template: TemplateConfig) -> list[Request]:
     from seqrec_prompt.engines.answers import Request
     from seqrec_prompt.engines.tokens import token_counter
-    from seqrec_prompt.finetuning.chat import fitting
 
     counter = token_counter(model, config.encoding)
     lines = data.catalog.texts(template.attributes)
@@ -164,7 +170,7 @@ def _requests(
         chat = fitting(shown, template, counter, config.context - config.max_tokens, [])
         body = common | {"messages": chat}
         requests.append(Request(f"{config.part}-{position}", body, counter.chat(chat), config.n * config.max_tokens))
-    return requests, counter.exact
+    return requests
 
 
 def _missing(requests: list[Request], journal: Journal) -> list[Request]:
@@ -174,9 +180,11 @@ def _missing(requests: list[Request], journal: Journal) -> list[Request]:
     return [one for one in requests if one.custom_id not in done]
 
 
-def _quote(config: HostedGenerateConfig, model: str, requests: list[Request], *, exact: bool) -> Quote:
-    tokens = {"input": sum(one.tokens for one in requests), "output": sum(one.most for one in requests)}
-    print(f"{len(requests):,} prompts; the output is counted as if every answer took all of --max-tokens")
+def _quote(config: HostedGenerateConfig, model: str, missing: list[Request], total: int) -> Quote:
+    if len(missing) < total:
+        print(f"going on: {total - len(missing):,}/{total:,} sessions are answered")
+    print(f"prompts: {len(missing):,}; the output is counted as if every answer took all of --max-tokens")
+    tokens = {"input": sum(one.tokens for one in missing), "output": sum(one.most for one in missing)}
     # Answers end where they end: the output is a bound, whatever counts the input.
     return quote(config, model, tokens, exact=False, batch=config.by == "batch")
 

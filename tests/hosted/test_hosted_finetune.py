@@ -1,5 +1,6 @@
 """A fine-tuning job is paid for once, whatever the service does, and every failure says what to do."""
 
+import io
 import json
 import logging
 import traceback
@@ -228,16 +229,32 @@ def test_what_may_not_be_spent_is_refused_before_anything_is_sent(config_of, fak
     assert not [line for line in fake.log if line[0] == "POST"]
 
 
-@pytest.mark.parametrize(("answer", "made"), [("y", 1), ("", 0)])
-def test_a_person_is_asked(config_of, fake, monkeypatch, answer, made):
+@pytest.mark.parametrize("answer", ["y", "Yes", "", "n", EOFError])
+def test_a_person_is_asked(config_of, fake, monkeypatch, answer):
+    def ask(prompt):
+        if answer is EOFError:
+            raise EOFError
+        return answer
+
     monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
-    monkeypatch.setattr("builtins.input", lambda prompt: answer)
-    if made:
+    monkeypatch.setattr("builtins.input", ask)
+    if answer in ("y", "Yes"):
         finetune(config_of(yes=False))
+        assert len(fake.jobs) == 1
     else:
         with pytest.raises(CostError, match="not agreed to"):
             finetune(config_of(yes=False))
-    assert len(fake.jobs) == made
+        assert fake.log == []
+
+
+def test_the_live_line_is_written_over_and_never_wraps(config_of, fake, monkeypatch):
+    shown = io.StringIO()
+    shown.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setenv("COLUMNS", "30")
+    finetune(config_of())
+    lines = shown.getvalue().removesuffix("\n").split("\r\x1b[K")
+    assert [line[9:] for line in lines[1:]] == ["ftjob-1: queued; the", "ftjob-1: running; th", "ftjob-1: succeeded"]
 
 
 def test_a_bound_is_called_one_and_is_never_below_the_bill(config_of, fake, capsys):

@@ -143,8 +143,9 @@ def test_a_failed_batch_says_why(config_of, echo):
     assert [batch["status"] for batch in echo.batches] == ["failed", "completed"]
 
 
-def test_a_service_without_batches_is_told_apart(config_of, echo, data, capsys):
-    echo.fault("POST", "/files", "detail", 404, "Not Found")
+@pytest.mark.parametrize("path", ["/files", "/batches"])
+def test_a_service_without_batches_is_told_apart(config_of, echo, data, capsys, path):
+    echo.fault("POST", path, "detail", 404, "Not Found")
     with pytest.raises(HostedError, match=r"404: \{.detail.: ?.Not Found.\}.*--by requests"):
         generate(config_of(n=3))
     echo.answer = lambda body: [last_line(body)]  # it gives one answer, however many are asked for
