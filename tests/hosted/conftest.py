@@ -8,6 +8,7 @@ import tiktoken.registry
 from fake import KEY, PATTERN, RANKS, Fake
 
 from seqrec_prompt.engines import openai
+from seqrec_prompt.finetuning.hosted import HostedFinetuneConfig
 
 MODEL = "tiny-chat"
 TRAINING, INPUT, OUTPUT = 8.0, 2.0, 4.0
@@ -61,3 +62,14 @@ def prices(tmp_path):
 def service(fake, prices):
     """Settings that lead to the fake."""
     return {"base_url": fake.url, "prices": prices, "encoding": "tiny", "yes": True, "timeout": 10.0}
+
+
+@pytest.fixture
+def finetune_config(service, dataset_dir, tmp_path):
+    """Builds settings of `hosted finetune` that lead to the fake; None takes one away."""
+
+    def build(**changes):
+        settings = {"data": dataset_dir, "out": tmp_path / "tuned", "model": "tiny-chat", **service} | changes
+        return HostedFinetuneConfig(**{name: value for name, value in settings.items() if value is not None})
+
+    return build
