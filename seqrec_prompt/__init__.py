@@ -52,6 +52,8 @@ _PUBLIC = {
     "Grounder": "prompting.grounding",
     "GroundConfig": "recommenders.ground",
     "ground": "recommenders.ground",
+    "DistillConfig": "recommenders.distill",
+    "distill": "recommenders.distill",
     "EvaluateConfig": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate",
     "SeqrecError": "errors",

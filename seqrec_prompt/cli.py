@@ -16,12 +16,16 @@ EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb lives: `module` defines the config class and, named as the verb, the function."""
+    """Where a verb lives: `module` defines the config class and, named as the verb (its last word), the function.
+
+    positional: the setting that a first word without dashes fills.
+    """
 
     module: str
     config: str
     summary: str
     example: str
+    positional: str | None = None
 
 
 VERBS = {
@@ -80,6 +84,33 @@ VERBS = {
         "turn every item into a vector, with the same LLM or another",
         "seqrec-prompt embed --data runs/data --model smollm2 --adapter runs/adapter --out runs/embeddings",
     ),
+    "hosted finetune": Verb(
+        "seqrec_prompt.finetuning.hosted",
+        "HostedFinetuneConfig",
+        "fine-tune a model at OpenAI or the like: quote first, pay once",
+        "seqrec-prompt hosted finetune --data runs/data --model MODEL --prices prices.yaml \\\n"
+        "      --max-cost 5 --out runs/tuned",
+    ),
+    "hosted attach": Verb(
+        "seqrec_prompt.finetuning.attach",
+        "AttachConfig",
+        "come back to a hosted job that runs already",
+        "seqrec-prompt hosted attach ftjob-abc123 --out runs/tuned",
+        positional="job",
+    ),
+    "hosted generate": Verb(
+        "seqrec_prompt.recommenders.hosted",
+        "HostedGenerateConfig",
+        "ask a hosted model for the next item of every session, for 'ground' or 'distill'",
+        "seqrec-prompt hosted generate --data runs/data --tuned runs/tuned --prices prices.yaml --n 20 \\\n"
+        "      --out runs/answers.parquet",
+    ),
+    "distill": Verb(
+        "seqrec_prompt.recommenders.distill",
+        "DistillConfig",
+        "turn a teacher's answers to train sessions into data that 'finetune' learns from",
+        "seqrec-prompt distill --data runs/data --answers runs/answers.parquet --out runs/distilled",
+    ),
 }
 
 
@@ -89,6 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return EXIT_OK
+    if " ".join(words[:2]) in VERBS:
+        words[:2] = [" ".join(words[:2])]
+    elif group := [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]:
+        if words[1:] in ([], ["-h"], ["--help"]):
+            print(_overview(group))
+            return EXIT_OK
+        print(f"error: '{' '.join(words[:2])}' is no verb. Verbs: {', '.join(group)}", file=sys.stderr)
+        return EXIT_ERROR
     if words[0] in ("-V", "--version"):
         from importlib.metadata import version
 
@@ -109,11 +148,14 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
         from seqrec_prompt.config import parse
 
         entry = VERBS[verb]
+        words = list(sys.argv[1:] if argv is None else argv)
+        if entry.positional and words and not words[0].startswith("-"):
+            words.insert(0, f"--{entry.positional}")
         module = importlib.import_module(entry.module)
         config = parse(
-            getattr(module, entry.config), argv, verb=verb, description=_sentence(entry.summary), example=entry.example
+            getattr(module, entry.config), words, verb=verb, description=_sentence(entry.summary), example=entry.example
         )
-        getattr(module, verb)(config)
+        getattr(module, verb.split()[-1])(config)
     except SeqrecError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -126,9 +168,9 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+def _overview(verbs: Sequence[str] = tuple(VERBS)) -> str:
+    width = max(map(len, verbs))
+    lines = [f"  {name:<{width}}  {VERBS[name].summary}" for name in verbs]
     return "\n".join(
         [
             "usage: seqrec-prompt VERB [--config FILE] [--key value ...]",
