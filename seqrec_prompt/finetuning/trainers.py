@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, judged by what it would recommend, and the same with the decoder's own score as its loss."""
+"""TRL's trainers, judged by what they would recommend, and one with the decoder's own score as its loss."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from trl import SFTTrainer
+from trl import DPOTrainer, SFTTrainer
 
 from seqrec_prompt.decoding.trie import CatalogTrie
 
 
-class SessionTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose evaluation is `validation`: the model, adapters in place → metrics."""
+class _Judged:
+    """A trainer whose evaluation is `validation`: the model, adapters in place → metrics."""
+
+    accelerator: Any
+    args: Any
+    callback_handler: Any
+    log: Any
+    model: Any
+    state: Any
 
     def __init__(self, *args: Any, validation: Callable[[Any], dict[str, float]] | None = None, **kwargs: Any) -> None:
         self.control: Any = None
@@ -30,6 +37,17 @@ class SessionTrainer(SFTTrainer):  # type: ignore[misc]
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class SessionTrainer(_Judged, SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer on windows of sessions."""
+
+
+class PreferenceTrainer(_Judged, DPOTrainer):  # type: ignore[misc]
+    """DPOTrainer on pairs that its collator turns into tokens, those of the compiled template."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset
 
 
 class CatalogTrainer(SessionTrainer):
