@@ -38,6 +38,11 @@ class FinetuneConfig(TrainingConfig):
         "al., 2024); a LoRA adapter over a base model in 4 bits (QLoRA, Dettmers et al., 2023); every weight, which "
         "wants a learning rate about ten times smaller",
     )
+    packing: bool = Field(
+        False,
+        description="lay short examples of a batch side by side in one row, none seeing another: the same loss, less "
+        "padding",
+    )
     template: TemplateConfig = TemplateConfig()
     lora: LoraConfig = LoraConfig()
 

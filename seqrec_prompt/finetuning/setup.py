@@ -14,6 +14,7 @@ from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines.models import device, load_model, load_tokenizer, torch_dtype
 from seqrec_prompt.errors import ConfigError, DataError
 from seqrec_prompt.finetuning.examples import Collator, windows
+from seqrec_prompt.finetuning.packing import PackingCollator, refuse_mixing
 from seqrec_prompt.finetuning.trainers import CatalogTrainer, SessionTrainer
 from seqrec_prompt.finetuning.training import CHECKPOINTS, TrainingConfig
 from seqrec_prompt.finetuning.validation import METRIC, Validation, hold_out
@@ -30,9 +31,10 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
 
     Raises DataError when there is nothing to train on, ConfigError for layers that the model does not have.
     """
-    if config.method == "qlora" and config.validation.steps and device().type == "cpu":
+    if config.method == "qlora" and device().type == "cpu" and (config.validation.steps or config.packing):
         # Seen with bitsandbytes 0.50 on AVX512: after a forward without gradients, later gradients are wrong.
-        raise ConfigError("'validation.steps' with method 'qlora' needs a GPU: 4-bit training goes wrong after it.")
+        name = "validation.steps" if config.validation.steps else "packing"
+        raise ConfigError(f"'{name}' with method 'qlora' needs a GPU: 4-bit training goes wrong after it.")
     tokenizer = load_tokenizer(config.model, config.revision)
     prompter = compile_template(config.template, data.catalog, tokenizer)
     trie = compile_trie(prompter.answers, data.popularity)
@@ -50,6 +52,8 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
     whole = config.method == "full" and config.dtype == "auto"
     dtype = torch.float32 if whole else torch_dtype(config.dtype, training=True)
     model = load_model(config.model, dtype, config.revision, four_bits=config.method == "qlora")
+    if config.packing:
+        refuse_mixing(model)
     adapter = None
     if config.method != "full":
         adapter = peft.LoraConfig(
@@ -63,10 +67,11 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
     options: dict[str, Any] = {"trie": trie} if config.objective == "catalog" else {}
     if holdout is not None:
         options |= judged_by(Validation(holdout, prompter, trie, tokenizer, config.validation))
+    collator: Any = Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0)
     trainer = (CatalogTrainer if config.objective == "catalog" else SessionTrainer)(
         model=model,
         args=arguments,
-        data_collator=Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0),
+        data_collator=PackingCollator(collator) if config.packing else collator,
         train_dataset=_as_dataset(examples),
         processing_class=tokenizer,
         peft_config=adapter,

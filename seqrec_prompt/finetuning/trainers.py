@@ -10,6 +10,7 @@ from peft import PeftModel
 from trl import DPOTrainer, SFTTrainer
 
 from seqrec_prompt.decoding.trie import CatalogTrie
+from seqrec_prompt.finetuning.packing import PackingCollator
 
 
 class _Judged:
@@ -42,6 +43,12 @@ class _Judged:
 class SessionTrainer(_Judged, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer on windows of sessions."""
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log without TRL's count of tokens where examples are packed: it takes a batch to be of one row."""
+        if isinstance(self.data_collator, PackingCollator):
+            self._metrics["train"].pop("num_tokens", None)
+        super().log(logs, start_time)
+
 
 class PreferenceTrainer(_Judged, DPOTrainer):  # type: ignore[misc]
     """DPOTrainer on pairs that its collator turns into tokens, those of the compiled template."""
@@ -67,8 +74,7 @@ class CatalogTrainer(SessionTrainer):
         """Return the batch's summed loss over the number of target items."""
         decisions = inputs.pop("decisions")
         outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            **{name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs},
             use_cache=False,
             output_hidden_states=True,
             # No position at all: the LM head runs below, where a decision is read.
