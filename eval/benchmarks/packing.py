@@ -35,12 +35,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="directory made by 'prepare'")
     parser.add_argument("--out", type=Path, required=True, help="result, without suffix")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--batch", type=int, nargs="+", default=[8, 32], help="examples a step")
+    parser.add_argument("--batch", type=int, nargs="+", default=[8, 32], help="examples a step; the first is timed")
     parser.add_argument("--steps", type=int, default=4, help="steps timed, each padded and packed")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for objective, size in itertools.product(OBJECTIVES, given.batch):
         rows.append(measure(given, objective, size))
         print(json.dumps(rows[-1]))
@@ -73,7 +73,7 @@ def measure(given: argparse.Namespace, objective: Any, size: int) -> dict[str, A
         computed["padded"] += batch["input_ids"].numel()
         computed["packed"] += collator([examples[i] for i in order[start : start + size]])["input_ids"].numel()
     seconds = {"padded": [], "packed": []}  # type: dict[str, list[float]]
-    for step in range(given.steps + 1):
+    for step in range(given.steps + 1 if size == given.batch[0] else 0):
         chosen = [examples[i] for i in order[step * size : (step + 1) * size]]
         for way, collate in (("padded", collator.padded), ("packed", collator)):
             batch = collate(chosen)
@@ -104,8 +104,8 @@ def page(result: dict[str, Any]) -> list[str]:
                 row["objective"],
                 str(row["batch"]),
                 *(f"{row['padding'][way]:.0%}" for way in ("padded", "packed")),
-                *(f"{np.mean(times):.1f}" for times in (padded, packed)),
-                f"{sum(padded) / sum(packed):.2f} ({min(ratios):.2f}–{max(ratios):.2f})",
+                *(f"{np.mean(times):.1f}" if times else "–" for times in (padded, packed)),
+                f"{sum(padded) / sum(packed):.2f} ({min(ratios):.2f}–{max(ratios):.2f})" if ratios else "–",
             ]
         )
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
