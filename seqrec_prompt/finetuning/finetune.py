@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import hash_json, manifest, refuse_inputs_inside
 from seqrec_prompt.config import Config
-from seqrec_prompt.finetuning.training import TrainingConfig, losses, run
+from seqrec_prompt.finetuning.training import TrainingConfig, losses, require_reporter, run
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 
@@ -63,6 +63,7 @@ def finetune(config: FinetuneConfig) -> Path:
     from seqrec_prompt.data.dataset import Dataset
 
     refuse_inputs_inside(config.out, {"data": config.data, "model": config.model})
+    require_reporter(config)
     data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
 
     from seqrec_prompt.engines.models import model_hash

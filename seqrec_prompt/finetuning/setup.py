@@ -129,6 +129,7 @@ def training_arguments(config: TrainingConfig, *, validated: bool) -> dict[str, 
         "logging_steps": config.logging_steps,
         "logging_first_step": True,
         "report_to": config.report_to,
+        "run_name": config.out.name,
         "seed": config.seed,
         "use_cpu": device().type == "cpu",
         "bf16": False,  # the base model is loaded in its dtype, the adapter is float32

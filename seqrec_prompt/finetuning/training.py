@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -14,10 +15,10 @@ from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import MANIFEST, is_done, peek_manifest, same, write_json
 from seqrec_prompt.config import Config
-from seqrec_prompt.errors import ModelError
+from seqrec_prompt.errors import MissingExtraError, ModelError
 from seqrec_prompt.finetuning.validation import METRIC, ValidationConfig
 
-CHECKPOINTS, STARTED, LOG = "checkpoints", "started.json", "log.json"
+CHECKPOINTS, STARTED, LOG, EVENTS = "checkpoints", "started.json", "log.json", "tensorboard"
 
 
 class TrainingConfig(Config):
@@ -42,7 +43,9 @@ class TrainingConfig(Config):
     validation: ValidationConfig = ValidationConfig()
     save_steps: int = Field(20, ge=1, description="steps between checkpoints; training goes on from the last one")
     logging_steps: int = Field(10, ge=1, description="steps between log lines")
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field("none", description="where losses are sent")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="where losses are sent; tensorboard: files in 'out'/tensorboard, kept with the adapter"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="order of the examples and start of the adapter")
     overwrite: bool = Field(False, description="begin again although the output directory holds another run")
 
@@ -54,6 +57,13 @@ class TrainingConfig(Config):
                 "step must be one that is kept"
             )
         return self
+
+
+def require_reporter(config: TrainingConfig) -> None:
+    """Raise MissingExtraError when the library that losses are to be sent to is not installed."""
+    name = config.report_to
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise MissingExtraError(f"'report_to' is {name}, which", f"pip install {name}")
 
 
 def run(
@@ -81,6 +91,7 @@ def run(
     process.wait_for_everyone()
     started = time.monotonic()
     trainer, facts = build()
+    _keep_events(trainer, config.out / EVENTS)
     if process.is_main_process:
         write_json(config.out / STARTED, dict(wanted))
     checkpoint = _last_checkpoint(checkpoints)
@@ -113,6 +124,15 @@ def run(
         print(summary(facts))
     process.wait_for_everyone()
     return config.out
+
+
+def _keep_events(trainer: Any, directory: Path) -> None:
+    """Let tensorboard write where it stays, unless TENSORBOARD_LOGGING_DIR says where: checkpoints go in the end."""
+    from transformers.integrations import TensorBoardCallback
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            callback.logging_dir = callback.logging_dir or str(directory)
 
 
 def _is_unfinished(out: Path, wanted: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from seqrec_prompt.artifacts import hash_file, manifest, refuse_inputs_inside
 from seqrec_prompt.errors import DataError, ModelError
-from seqrec_prompt.finetuning.training import TrainingConfig, losses, run
+from seqrec_prompt.finetuning.training import TrainingConfig, losses, require_reporter, run
 from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import places
 
@@ -54,6 +54,7 @@ def prefer(config: PreferConfig) -> Path:
         config.out,
         {"data": config.data, "model": config.model, "adapter": config.adapter, "negatives": config.negatives},
     )
+    require_reporter(config)
     data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
 
     from seqrec_prompt.engines.models import model_hash, trained_adapter
