@@ -199,6 +199,22 @@ def test_a_stopped_run_ends_like_an_unbroken_one(config_of, monkeypatch):
         torch.testing.assert_close(final[name], tensor, rtol=1e-5, atol=1e-7)
 
 
+def test_a_dora_adapter_is_its_own_reference_and_checkpointing_changes_nothing(
+    config_of, tiny_model, dataset_dir, tmp_path
+):
+    settings = {"data": dataset_dir, "model": str(tiny_model), "context": 1024, "max_steps": 2, "dtype": "float32"}
+    first = finetune(FinetuneConfig(**settings, out=tmp_path / "dora", method="dora", learning_rate=0.01))
+    logs = []
+    for checkpointing in (True, False):
+        common = {"adapter": first, "max_steps": 3, "learning_rate": 1e-2, "warmup": 0}
+        config = config_of(str(checkpointing), gradient_checkpointing=checkpointing, **common)
+        prefer(config)
+        logs.append([e["loss"] for e in json.loads((config.out / "log.json").read_text()) if "loss" in e])
+    assert logs[0] == pytest.approx(logs[1], abs=1e-4)
+    assert logs[0][0] == pytest.approx(math.log(2), abs=1e-4)
+    assert abs(logs[0][2] - math.log(2)) > 0.01
+
+
 def test_the_best_step_of_a_validation_is_kept(config_of, monkeypatch):
     ranks = iter([0, 1, 0, 0])  # of every target: found only after the second step
     monkeypatch.setattr(
