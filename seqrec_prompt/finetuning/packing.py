@@ -68,21 +68,29 @@ def pack(batch: Batch) -> Batch:
 
 
 def refuse_mixing(model: Any) -> None:
-    """Raise ConfigError when a model lets an example of a row see the one before it.
+    """Raise ConfigError when what a model makes of an example depends on what stands before it in the row.
 
-    Found by trying: what stands behind different examples must come out the same. State-space models, for one, go on
-    with their state. Where the weights are not whole (ZeRO-3, FSDP's other ranks) nothing can be tried.
+    Found by trying: an example must come out the same behind this one, behind that one, and alone. State-space models,
+    for one, go on with their state. Where the weights are not whole (ZeRO-3, FSDP's other ranks) nothing can be tried.
     """
     if is_deepspeed_zero3_enabled() or model.device.type == "meta":
         return
     ids = torch.arange(12, device=model.device).reshape(2, 6) % model.config.vocab_size
     ids[1, 3:] = ids[0, 3:]
     places = torch.arange(3, device=model.device).repeat(2, 2)
-    with torch.no_grad():
-        training = model.training
-        one, other = model.eval()(input_ids=ids, position_ids=places, use_cache=False).logits[:, 3:].float()
-        model.train(training)
-    if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max())):
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            behind = model(input_ids=ids, position_ids=places, use_cache=False).logits[:, 3:].float()
+            alone = model(input_ids=ids[:1, 3:], position_ids=places[:1, 3:], use_cache=False).logits.float()
+    except TypeError:  # it takes no positions
+        behind, alone = torch.zeros(2), torch.ones(1)
+    model.train(training)
+    # Alone, other kernels may do the sums.
+    tolerance = (1e-3 if model.dtype == torch.float32 else 0.03) * float(alone.abs().max())
+    if float((behind - alone).abs().max()) > tolerance:
         raise ConfigError(
-            f"'packing': a {type(model).__name__} lets one example of a row see another. Leave packing out."
+            f"'packing': in a {type(model).__name__} an example is not independent of the others in its row. Leave "
+            "packing out."
         )

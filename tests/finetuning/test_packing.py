@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPT2LMHeadModel, MambaConfig
 
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.errors import ConfigError
@@ -104,14 +104,31 @@ def test_a_packed_run_is_the_padded_run(config_of, objective):
         assert (weights[0][name] - tensor).abs().max() < 2e-4, name
 
 
-def test_models_that_would_mix_examples_are_refused(tiny_model):
-    refuse_mixing(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32))
+SHAPE = {"vocab_size": 50, "hidden_size": 16, "initializer_range": 0.5, "num_hidden_layers": 1}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_transformers_are_packed(tiny_model, dtype):
+    refuse_mixing(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype))
     torch.manual_seed(0)
-    state_space = MambaForCausalLM(
-        MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, state_size=4, initializer_range=0.5)
-    )
-    with pytest.raises(ConfigError, match="a MambaForCausalLM lets one example of a row see another"):
-        refuse_mixing(state_space)
+    learned_positions = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, initializer_range=0.5)
+    refuse_mixing(GPT2LMHeadModel(learned_positions).to(dtype))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(**SHAPE, state_size=4),  # goes on with its state
+        BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2, initializer_range=0.5),  # takes no positions
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_models_that_would_mix_examples_are_refused(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).train()
+    with pytest.raises(ConfigError, match=f"in a {type(model).__name__} an example is not independent"):
+        refuse_mixing(model)
+    assert model.training
 
 
 def test_what_four_bits_on_a_cpu_cannot_is_said(config_of, dataset_dir, monkeypatch):
