@@ -141,7 +141,7 @@ def _fill(
 
         embedder: Embedder = (hosted := HostedEmbedder(config, config.model, config.dimensions))
     else:
-        embedder = _embedder(config)
+        embedder = load_embedder(config)
     most = min(config.max_tokens, embedder.context)
     texts, lengths, cut = fit_texts(embedder, items, config.prompt, most)
     if hosted is not None:
@@ -163,10 +163,10 @@ def _fill(
     return facts
 
 
-def _embedder(config: EmbedConfig) -> Embedder:
+def load_embedder(config: EmbedConfig) -> Embedder:
+    """Load the model, and the adapter, that reads texts as `config` says; ModelError when it is a hosted one."""
     if config.engine == "openai":
         raise ModelError("a hosted model reads no text without a quote: use embeddings of a local model here.")
-
     from seqrec_prompt.engines.embedder import CausalEmbedder, SentenceEmbedder
 
     if config.pooling == "own":

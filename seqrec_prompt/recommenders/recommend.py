@@ -1,4 +1,4 @@
-"""`recommend`: lists for the test sessions, from an LLM or from what `fit` made, into a Parquet file."""
+"""`recommend`: lists for the sessions of a part, from an LLM or from what `fit` made, into a Parquet file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FILTERS = ("deny", "allow", "out_of_stock")
 CHUNK = 64  # sessions between two writes of the journal: the most that a stopped run has to repeat
 # Settings that mean something to every recommender; the others are the LLM's.
-SHARED = ("data", "out", "recommender", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
+SHARED = ("data", "out", "recommender", "part", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
 
 
 class RecommendConfig(Config):
@@ -39,8 +39,11 @@ class RecommendConfig(Config):
     adapter: Path | None = Field(
         None, description="adapter made by 'finetune', which brings its template; without it the model is used as it is"
     )
+    part: Literal["test", "train"] = Field(
+        "test", description="sessions to continue; 'train': without their last item, for what 'prefer' learns to avoid"
+    )
     k: int = Field(20, ge=1, description="items a session")
-    max_sessions: int | None = Field(None, ge=1, description="only this many test sessions, drawn with --seed")
+    max_sessions: int | None = Field(None, ge=1, description="only this many of the sessions, drawn with --seed")
     scoring: Literal["renormalised", "joint"] = Field(
         "renormalised",
         description="'renormalised': the model's distribution over the catalog; 'joint': its own probability of every "
@@ -74,7 +77,7 @@ class RecommendConfig(Config):
 
 
 def recommend(config: RecommendConfig) -> Path:
-    """Recommend k items for every test session; returns the Parquet file.
+    """Recommend k items for every session of a part; returns the Parquet file.
 
     Lists go into a journal beside the file as they are made; a stopped run goes on there, and the file appears when
     all are done.
@@ -121,7 +124,7 @@ def _recommend_fitted(config: RecommendConfig, directory: Path, data: Dataset) -
     sessions = _drawn(config, data)
     started = time.monotonic()
     lists = recommender.recommend(sessions, config.k, exclude_seen=config.exclude_seen)
-    facts: dict[str, Any] = {"sessions": len(sessions), "test_sessions": len(data.split.test)}
+    facts: dict[str, Any] = {"sessions": len(sessions), "part_sessions": len(data.split.cases(config.part))}
     facts["seconds_a_session"] = (time.monotonic() - started) / max(len(sessions), 1)
     files.write(config.out, [lists], data.catalog, wanted | {"facts": facts})
     print(_summary(config, facts))
@@ -129,10 +132,10 @@ def _recommend_fitted(config: RecommendConfig, directory: Path, data: Dataset) -
 
 
 def _drawn(config: RecommendConfig, data: Dataset) -> Sessions:
-    """The test sessions, or max_sessions of them in the order of the data."""
+    """The sessions of the part, or max_sessions of them in the order of the data."""
     import numpy as np
 
-    sessions = data.split.test.prompts
+    sessions = data.split.cases(config.part).prompts
     if config.max_sessions is None or config.max_sessions >= len(sessions):
         return sessions
     drawn = np.random.default_rng(config.seed).choice(len(sessions), config.max_sessions, replace=False)
@@ -185,7 +188,7 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
             journal.append(_record(lists, np.argsort(order)))
     seconds = time.monotonic() - started
     fresh = len(sessions) - done
-    facts: dict[str, Any] = {"sessions": len(sessions), "test_sessions": len(data.split.test)}
+    facts: dict[str, Any] = {"sessions": len(sessions), "part_sessions": len(data.split.cases(config.part))}
     if recommender is not None:
         facts |= {"seconds_a_session": seconds / fresh, **recommender.effort.means()}
     return facts
@@ -246,7 +249,7 @@ def _read(journal: Journal) -> Iterator[Recommendations]:
 
 
 def _summary(config: RecommendConfig, facts: dict[str, Any]) -> str:
-    text = f"recommendations: {config.out}  ({facts['sessions']:,} of {facts['test_sessions']:,} test sessions"
+    text = f"recommendations: {config.out}  ({facts['sessions']:,} of {facts['part_sessions']:,} {config.part} sessions"
     if "prompt_tokens" in facts:
         text += (
             f"; {facts['seconds_a_session']:.2f} s each: {facts['prompt_tokens']:.0f} prompt tokens, then "
