@@ -23,12 +23,12 @@ from seqrec_prompt.data.splits import validation_part
 from seqrec_prompt.errors import DataError
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
-from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
+from seqrec_prompt.recommenders.similarity import SimilarityConfig
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.embeddings.table import EmbeddingTable
-    from seqrec_prompt.recommenders.sequential.recommender import Sequential
+    from seqrec_prompt.recommenders.fitted import Kept
 
 
 class FitConfig(Config):
@@ -118,23 +118,17 @@ def fit(config: FitConfig) -> Path:
         return config.out
 
     from seqrec_prompt.recommenders import fitted
+    from seqrec_prompt.recommenders.sequential.recommender import Sequential
 
-    sessions = data.split.train if config.sessions == "train" else data.split.before_test()
-    section = SECTIONS.get(config.recommender)
-    started = time.monotonic()
+    if config.sessions == "before_test":
+        data = replace(data, split=Split(data.split.before_test(), data.split.test))
+    started, sessions = time.monotonic(), data.split.train
+    recommender = build(config, data, table, wanted)
+    if isinstance(recommender, Sequential) and not _is_main_process():
+        return config.out
     facts: dict[str, Any] = {"sessions": len(sessions), "interactions": len(sessions.items)}
-    recommender: fitted.Kept
-    if section == "sequential":
-        split = data.split if config.sessions == "train" else Split(sessions, data.split.test)
-        recommender = _train(config, replace(data, split=split), table, wanted)
+    if isinstance(recommender, Sequential):
         facts["history"] = recommender.history
-        if not _is_main_process():
-            return config.out
-    elif table is not None:
-        recommender = LLMSeqSim.fit(table, data.catalog, config.similarity)
-    else:
-        settings = getattr(config, section) if section else None
-        recommender = fitted.RECOMMENDERS[config.recommender].fit(sessions, len(data.catalog), settings)
     facts["seconds"] = time.monotonic() - started
     with staged_directory(config.out) as staged:
         fitted.save(staged, recommender, wanted | {"facts": facts})
@@ -143,30 +137,42 @@ def fit(config: FitConfig) -> Path:
     return config.out
 
 
+def build(
+    config: FitConfig, data: Dataset, table: EmbeddingTable | None, identity: dict[str, Any] | None = None
+) -> Kept:
+    """Fit the recommender of `config` on the train sessions of `data`, in memory.
+
+    table: of `config.embeddings`. identity: manifest of the run; with it a sequential model that was stopped goes on
+    after its last whole epoch. Raises DataError when validation needs more sessions than there are.
+    """
+    from seqrec_prompt.recommenders import fitted
+
+    cls, vectors = fitted.RECOMMENDERS[config.recommender], None if table is None else table.vectors
+    recommender: Kept
+    if SECTIONS.get(config.recommender) == "sequential":
+        from seqrec_prompt.recommenders.sequential.training import Checkpoint
+
+        settings, train, holdout = config.sequential, data.split.train, None
+        if settings.patience is not None:
+            train, holdout = validation_part(data.split, settings.validation_sessions, settings.seed)
+            if holdout is None:
+                raise DataError(
+                    ["no train session can be held out for validation: there are fewer than ten of two items"],
+                    "Set sequential.patience to none: then all sequential.epochs are trained.",
+                )
+        checkpoint = identity and Checkpoint(_checkpoint(config.out), identity, config.overwrite)
+        recommender = cls.fit(train, data.catalog, settings, holdout, vectors, checkpoint)
+    elif table is not None:
+        recommender = cls.fit(table, data.catalog, config.similarity)
+    else:
+        section = SECTIONS.get(config.recommender)
+        recommender = cls.fit(data.split.train, len(data.catalog), getattr(config, section) if section else None)
+    return recommender
+
+
 def _checkpoint(out: Path) -> Path:
     """Where a sequential model stands while it trains."""
     return out.with_name(out.name + ".checkpoint")
-
-
-def _train(config: FitConfig, data: Dataset, table: EmbeddingTable | None, wanted: dict[str, Any]) -> Sequential:
-    """Train a sequential model; a stopped run goes on after its last whole epoch."""
-    from seqrec_prompt.recommenders import fitted
-    from seqrec_prompt.recommenders.sequential.training import Checkpoint
-
-    settings, train, holdout = config.sequential, data.split.train, None
-    if settings.patience is not None:
-        train, holdout = validation_part(data.split, settings.validation_sessions, settings.seed)
-        if holdout is None:
-            raise DataError(
-                ["no train session can be held out for validation: there are fewer than ten of two items"],
-                "Set sequential.patience to none: then all sequential.epochs are trained.",
-            )
-    checkpoint = Checkpoint(_checkpoint(config.out), wanted, config.overwrite)
-    vectors = None if table is None else table.vectors
-    made: Sequential = fitted.RECOMMENDERS[config.recommender].fit(
-        train, data.catalog, settings, holdout, vectors, checkpoint
-    )
-    return made
 
 
 def _is_main_process() -> bool:

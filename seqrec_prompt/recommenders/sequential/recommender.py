@@ -16,7 +16,7 @@ import numpy.typing as npt
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.embeddings.table import VectorArray
-from seqrec_prompt.recommenders.base import Arrays, Recommendations
+from seqrec_prompt.recommenders.base import Arrays, Recommendations, mean_ndcg
 from seqrec_prompt.recommenders.popularity import lists_from_grid
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 
@@ -120,9 +120,5 @@ class GRU4Rec(Sequential):
 
 
 def ndcg(recommender: Sequential, holdout: Holdout, *, exclude_seen: bool) -> float:
-    """Mean NDCG@20 of the recommended lists, one target a session."""
-    lists = recommender.recommend(holdout.prompts, CUTOFF, exclude_seen=exclude_seen)
-    rows = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
-    hits = np.flatnonzero(lists.items == holdout.targets[rows])
-    places = hits - lists.offsets[rows[hits]]
-    return float((1 / np.log2(places + 2.0)).sum() / len(holdout))
+    """Mean NDCG@20 of the recommended lists."""
+    return mean_ndcg(recommender.recommend(holdout.prompts, CUTOFF, exclude_seen=exclude_seen), holdout.targets)
