@@ -88,7 +88,7 @@ def build_items(config: SequentialConfig, catalog: Catalog, vectors: VectorArray
         vectors = vectors[np.random.default_rng(config.seed).permutation(n)]
     if how.start == "adapter":
         return Adapted(torch.from_numpy(_standardised(vectors)), dim)
-    kept = dim if how.start == "llm_init" else max(1, round(how.frozen * dim))
+    kept = dim if how.start == "llm_init" else min(max(1, round(how.frozen * dim)), dim - 1)
     if kept > vectors.shape[1]:
         raise ConfigError(
             f"'sequential.dim' {dim} wants {kept} directions of the embeddings, which have {vectors.shape[1]}. "

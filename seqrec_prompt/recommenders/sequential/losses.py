@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
-# Logits that exist at once, of one chunk of positions or one draw of negatives: 16 MB in float32.
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Logits that exist at once: 16 MB in float32.
 CHUNK_ELEMENTS = 1 << 22
+# Entries of the vectors of drawn items that exist at once: 256 MB in float32.
+GATHERED_ELEMENTS = 1 << 26
 
 
 def chunk(width: int) -> int:
@@ -63,14 +69,28 @@ def softmax_loss(
     return total
 
 
-def _scores(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, negatives: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Score the target (positions,) and uniform negatives (positions, negatives); say where those hit the target."""
+def _of_draws(
+    loss: Loss, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, negatives: int
+) -> torch.Tensor:
+    """Sum `loss` over positions, each with the scores of its target and of its own uniform draws.
+
+    The vectors of the draws, (positions, negatives, dim), are gathered a chunk at a time and again when gradients are
+    computed: kept whole they would outgrow all else.
+    """
+
+    def part(h: torch.Tensor, w: torch.Tensor, target: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        positive = (h * F.embedding(target, w)).sum(dim=1)
+        negative = torch.einsum("pd,pnd->pn", h, F.embedding(drawn, w))
+        return loss(positive, negative, drawn == target[:, None])
+
     drawn = torch.randint(len(weight), (len(hidden), negatives), device=hidden.device)
-    positive = (hidden * F.embedding(targets, weight)).sum(dim=1)
-    negative = torch.einsum("pd,pnd->pn", hidden, F.embedding(drawn, weight))
-    return positive, negative, drawn == targets[:, None]
+    size = max(1, GATHERED_ELEMENTS // (negatives * hidden.shape[1]))
+    if len(hidden) <= size:
+        return part(hidden, weight, targets, drawn)
+    total = hidden.new_zeros(())
+    for h, target, some in zip(hidden.split(size), targets.split(size), drawn.split(size), strict=True):
+        total = total + checkpoint(part, h, weight, target, some, use_reentrant=False, preserve_rng_state=False)
+    return total
 
 
 def sampled_softmax_loss(
@@ -80,9 +100,12 @@ def sampled_softmax_loss(
 
     A draw that hits the target is left out. Uniform draws make the usual correction by log Q a constant.
     """
-    positive, negative, hit = _scores(hidden, weight, targets, negatives)
-    logits = torch.cat([positive[:, None], negative.masked_fill(hit, -torch.inf)], dim=1)
-    return (logits.logsumexp(dim=1) - positive).sum()
+
+    def loss(positive: torch.Tensor, negative: torch.Tensor, hit: torch.Tensor) -> torch.Tensor:
+        logits = torch.cat([positive[:, None], negative.masked_fill(hit, -torch.inf)], dim=1)
+        return (logits.logsumexp(dim=1) - positive).sum()
+
+    return _of_draws(loss, hidden, weight, targets, negatives)
 
 
 def gbce_loss(
@@ -91,8 +114,12 @@ def gbce_loss(
     """Generalised binary cross-entropy of gSASRec (Petrov & Macdonald, RecSys'23).
 
     −β·log σ(s⁺) − Σ log(1 − σ(s⁻)) with β = α·(t·(1 − 1/α) + 1/α), α = negatives / (items − 1), t = `calibration`.
+    A draw that hits the target is left out.
     """
-    positive, negative, hit = _scores(hidden, weight, targets, negatives)
     alpha = negatives / max(len(weight) - 1, 1)
     beta = alpha * (calibration * (1 - 1 / alpha) + 1 / alpha)
-    return F.softplus(-positive).sum() * beta + F.softplus(negative).masked_fill(hit, 0).sum()
+
+    def loss(positive: torch.Tensor, negative: torch.Tensor, hit: torch.Tensor) -> torch.Tensor:
+        return F.softplus(-positive).sum() * beta + F.softplus(negative).masked_fill(hit, 0).sum()
+
+    return _of_draws(loss, hidden, weight, targets, negatives)

@@ -68,12 +68,16 @@ class Sequential:
         some = None if vectors is None or bool(warm.all()) else warm.nonzero()[:, 0]
         model = SequentialModel(cls.kind, config, build_items(config, catalog, vectors), some)
 
-        def judge(model: SequentialModel) -> float:
-            return ndcg(cls(model, config), validation, exclude_seen=config.exclude_seen)  # type: ignore[arg-type]
+        def placed() -> None:
+            if vectors is not None:
+                place_cold_items(model.items, vectors, warm)
 
-        progress = run(model, train, judge if validation is not None else None, checkpoint)
-        if vectors is not None:
-            place_cold_items(model.items, vectors, warm)
+        def judge(held_out: Holdout) -> float:
+            placed()  # where they started they would rank among the first
+            return ndcg(cls(model, config), held_out, exclude_seen=config.exclude_seen)
+
+        progress = run(model, train, None if validation is None else lambda: judge(validation), checkpoint)
+        placed()
         return cls(model, config, progress.history)
 
     def arrays(self) -> Arrays:

@@ -83,7 +83,9 @@ class SequentialConfig(Config):
     seed: int = Field(0, ge=0, lt=2**32, description="start of the weights, order, dropout, masks and negatives")
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> SequentialConfig:
+    def _width_can_be_shared(self) -> SequentialConfig:
         if self.dim % self.heads:
             raise ValueError(f"'dim' {self.dim} is no multiple of 'heads' {self.heads}")
+        if self.dim == 1 and self.items.start == "alphafuse":
+            raise ValueError("start 'alphafuse' needs a 'dim' of 2 or more: one part is frozen, one learned")
         return self

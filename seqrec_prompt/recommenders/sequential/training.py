@@ -110,7 +110,7 @@ class Checkpoint:
 def train(
     model: SequentialModel,
     sessions: Sessions,
-    judge: Callable[[SequentialModel], float] | None,
+    judge: Callable[[], float] | None,
     checkpoint: Checkpoint | None = None,
 ) -> Progress:
     """Train `model` in place, which ends with the weights of its best epoch; returns the history.
@@ -141,7 +141,8 @@ def train(
         while not progress.is_over(config):
             entry = _epoch(network, model, optimizer, sessions, accelerator, len(progress.history))
             if judge is not None:
-                shared = [judge(model.eval()) if accelerator.is_main_process else 0.0]
+                model.eval()
+                shared = [judge() if accelerator.is_main_process else 0.0]
                 entry[METRIC] = broadcast_object_list(shared)[0]
             progress.history.append(entry)
             if progress.best_epoch == len(progress.history):

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from seqrec_prompt.data.catalog import Catalog
-from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.embeddings.reduce import ReduceConfig, fit_reduction
 from seqrec_prompt.errors import ConfigError
+from seqrec_prompt.recommenders.sequential import recommender as recommenders
 from seqrec_prompt.recommenders.sequential.embedding import build_items
 from seqrec_prompt.recommenders.sequential.recommender import BERT4Rec, SASRec
 from seqrec_prompt.recommenders.sequential.settings import ItemsConfig, SequentialConfig
@@ -134,3 +135,28 @@ def test_settings_that_do_not_fit_are_refused(changes, message):
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="'dim' 10 is no multiple of 'heads' 3"):
         SequentialConfig(dim=10, heads=3)
+
+
+def test_cold_items_have_their_place_when_the_model_is_judged(monkeypatch):
+    judged = []
+
+    def judge(recommender, holdout, **options):
+        judged.append(recommender.arrays()["items.weight"][150:].copy())
+        return float(len(judged) == 1)  # the first epoch is the best
+
+    monkeypatch.setattr(recommenders, "ndcg", judge)
+    settings = config("llm_init", epochs=3, patience=3, learning_rate=0.05, batch_size=16)
+    model = SASRec.fit(sessions(150), CATALOG, settings, Holdout.of_last_items(sessions(150)), VECTORS)
+    assert len(judged) == 3
+    assert np.abs(judged[1] - judged[0]).min() > 0
+    assert model.arrays()["items.weight"][150:] == pytest.approx(judged[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [0.01, 0.99])
+def test_alphafuse_has_something_of_both(frozen):
+    torch.manual_seed(0)
+    parts = build_items(config("alphafuse", items={"frozen": frozen}), CATALOG, VECTORS).state_dict()
+    assert parts["frozen"].shape[1] == (1 if frozen < 0.5 else DIM - 1)
+    assert parts["weight"].shape[1] == DIM - parts["frozen"].shape[1]
+    with pytest.raises(ValueError, match="needs a 'dim' of 2 or more"):
+        config("alphafuse", dim=1)

@@ -107,3 +107,17 @@ def test_gbce_against_a_loop(parts, t):
         right += beta * math.log1p(math.exp(-first)) + math.fsum(math.log1p(math.exp(score)) for score in rest)
     assert found == pytest.approx(right, rel=1e-5)
     assert beta == pytest.approx({0: 1, 1: alpha}.get(t, beta)), "the two ends of the paper's calibration"
+
+
+@pytest.mark.parametrize("loss", [losses.sampled_softmax_loss, lambda *given: losses.gbce_loss(*given, 0.75)])
+def test_draws_in_chunks_are_draws_at_once(parts, monkeypatch, loss):
+    hidden, weight, targets = parts
+    found = []
+    for elements in (1 << 26, 7 * 30 * DIM):
+        monkeypatch.setattr(losses, "GATHERED_ELEMENTS", elements)
+        torch.manual_seed(7)
+        with Largest() as largest:
+            found.append(with_gradients(loss(hidden, weight, targets, 30), hidden, weight))
+        assert largest.elements == (POSITIONS * 30 * DIM if elements > 10**6 else POSITIONS * 30)
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
