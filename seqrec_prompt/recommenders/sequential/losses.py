@@ -88,7 +88,7 @@ def _of_draws(
     if len(hidden) <= size:
         return part(hidden, weight, targets, drawn)
     total = hidden.new_zeros(())
-    for h, target, some in zip(hidden.split(size), targets.split(size), drawn.split(size), strict=True):
+    for h, target, some in zip(*(torch.split(each, size) for each in (hidden, targets, drawn)), strict=True):
         total = total + checkpoint(part, h, weight, target, some, use_reentrant=False, preserve_rng_state=False)
     return total
 
