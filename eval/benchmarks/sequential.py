@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -71,7 +72,12 @@ def one_run(name: str, data: Path, embeddings: Path, work: Path, seed: int) -> d
     values = {f"{metric}@{k}": judged.means[k][metric] for k in (10, 20) for metric in ("ndcg", "hr", "coverage")}
     print(name, data.name, seed, {metric: round(values[metric], 4) for metric in SHOWN}, flush=True)
     facts = {"epochs": len(history), "best_epoch": best["epoch"], "validation_ndcg@20": best["ndcg@20"]}
-    return values | facts | {"seed": seed, "data": data.name, "per_session": judged.per_session[20]["ndcg"]}
+    return (
+        values
+        | facts
+        | {"seed": seed, "data": data.name, "ids": found.session_ids}
+        | {"per_session": judged.per_session[20]["ndcg"]}
+    )
 
 
 def quality(given: argparse.Namespace) -> dict[str, Any]:
@@ -86,15 +92,19 @@ def quality(given: argparse.Namespace) -> dict[str, Any]:
     for name, runs in rows.items():
         plain = name.removeprefix("LLM2").split(",")[0]
         if name != plain and plain in rows:
-            # Over sessions, each the mean of its seeds: the seeds of one session are not independent.
-            one, other = (np.concatenate([run["per_session"] for run in rows[key]]) for key in (name, plain))
-            if len(given.data) == 1:
-                one, other = (values.reshape(len(runs), -1).mean(axis=0) for values in (one, other))
+            one, other = (_by_session(rows[key]) for key in (name, plain))
             runs[0]["p_against_plain"] = float(stats.ttest_rel(one, other).pvalue)
     for run in (run for runs in rows.values() for run in runs):
-        del run["per_session"]
+        del run["per_session"], run["ids"]
     settings = {name: dict(MODELS[name][1]) for name in rows}
     return {"rows": rows, "settings": settings, "protocol": given.protocol, "hardware": hardware()}
+
+
+def _by_session(runs: list[dict[str, Any]]) -> Any:
+    """(sessions,) NDCG@20 of each, by id, averaged over its seeds: the seeds of one session are not independent."""
+    ids = np.concatenate([run["ids"] for run in runs]).astype(str)
+    _, place, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    return np.bincount(place, np.concatenate([run["per_session"] for run in runs])) / counts
 
 
 def speed(given: argparse.Namespace) -> dict[str, Any]:
@@ -154,7 +164,8 @@ def page(out: Path) -> str:
 
 def _quality(result: dict[str, Any]) -> list[str]:
     rows = []
-    for name, runs in result["rows"].items():
+    for name in (name for name in MODELS if name in result["rows"]):
+        runs = result["rows"][name]
         p = runs[0].get("p_against_plain")
         cells = [_interval([run[metric] for run in runs]) for metric in SHOWN]
         epochs = "–".join(sorted({str(run["epochs"]) for run in runs}, key=int))
@@ -162,7 +173,7 @@ def _quality(result: dict[str, Any]) -> list[str]:
     head = ["model", "seeds", "NDCG@10", "HR@10", "NDCG@20", "HR@20", "p against plain", "epochs"]
     return [
         "Mean ± half the 95% interval over seeds (Student's t); one seed has none. p: paired t-test of NDCG@20 over "
-        "sessions. The best epoch is chosen by validation NDCG@20, never by test figures.",
+        "sessions, each averaged over its seeds. The best epoch is that of validation NDCG@20.",
         "",
         *table(head, rows),
         "",
@@ -215,8 +226,10 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.part != "page":
         result = quality(given) if given.part == "quality" else speed(given)
-        words = " ".join(sys.argv[1:])
-        result |= {"command": f"python eval/benchmarks/sequential.py {words}", "commit": commit()}
+        result |= {
+            "command": shlex.join(["python", "eval/benchmarks/sequential.py", *sys.argv[1:]]),
+            "commit": commit(),
+        }
         name = given.protocol if given.part == "quality" else "speed"
         write_json(given.out / f"{name}.json", result | {"torch": torch.__version__})
     write_text(given.out.with_suffix(".md"), page(given.out))
