@@ -34,9 +34,11 @@ class SequentialModel(nn.Module):
         self.kind, self.config, self.items = kind, config, items
         self.encoder = build_encoder(kind, config)
         self.mask = nn.Parameter(torch.zeros(1, config.dim)) if kind == "bert4rec" else None
+        with torch.no_grad():
+            self.n_items = len(items())
         place = None
         if candidates is not None:  # where each item stands among them
-            place = torch.full((len(items()),), -1)
+            place = torch.full((self.n_items,), -1)
             place[candidates] = torch.arange(len(candidates))
         self.candidates: torch.Tensor | None
         self.place: torch.Tensor | None

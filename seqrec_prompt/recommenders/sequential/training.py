@@ -196,8 +196,7 @@ def _batch(
     if model.mask is None:
         batch = next_items(sessions)
     else:
-        n_items = len(model.items())
-        batch = masked_items(sessions, n_items, config.mask_probability, config.mask_last, draw)
+        batch = masked_items(sessions, model.n_items, config.mask_probability, config.mask_last, draw)
     mine = batch if accelerator.num_processes == 1 else _share(batch, accelerator)
     arrays: list[LongArray] = [mine.inputs, mine.lengths, mine.asked, mine.targets]
     return batch, [torch.from_numpy(array).to(accelerator.device, non_blocking=True) for array in arrays]
