@@ -64,7 +64,7 @@ VERBS = {
     "fit": Verb(
         "seqrec_prompt.recommenders.fit",
         "FitConfig",
-        "fit a recommender without an LLM: popularity, transitions, nearest neighbours",
+        "fit a recommender that asks no LLM: popularity, neighbours, embeddings, SASRec, BERT4Rec, GRU4Rec",
         "seqrec-prompt fit --data runs/data --recommender v-sknn --out runs/v-sknn",
     ),
     "recommend": Verb(
@@ -72,6 +72,12 @@ VERBS = {
         "RecommendConfig",
         "decode the top k items of every test session, always from the catalog",
         "seqrec-prompt recommend --data runs/data --model smollm2 --adapter runs/adapter --out runs/recs.parquet",
+    ),
+    "tune": Verb(
+        "seqrec_prompt.recommenders.tune",
+        "TuneConfig",
+        "search the settings of a recommender that 'fit' knows, by validation",
+        "seqrec-prompt tune --data runs/data --space sasrec --trials 50 --out runs/tuned",
     ),
     "ground": Verb(
         "seqrec_prompt.recommenders.ground",

@@ -132,3 +132,11 @@ class Fitted(Recommender, Protocol):
     def from_arrays(cls, arrays: Arrays, n_items: int, config: Any) -> Self:
         """Build it from what `arrays` gave, exactly as it was."""
         ...
+
+
+def mean_ndcg(lists: Recommendations, targets: IntArray) -> float:
+    """Mean NDCG over all places of the lists, one target a session: 1 / log2(rank + 1), 0 where it is not listed."""
+    rows = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+    hits = np.flatnonzero(lists.items == targets[rows])
+    places = hits - lists.offsets[rows[hits]]
+    return float((1 / np.log2(places + 2.0)).sum() / len(targets))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,18 +18,40 @@ from seqrec_prompt.artifacts import (
     staged_directory,
 )
 from seqrec_prompt.config import Config
+from seqrec_prompt.data.sessions import Split
+from seqrec_prompt.data.splits import validation_part
+from seqrec_prompt.errors import DataError
+from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
-from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
+from seqrec_prompt.recommenders.similarity import SimilarityConfig
+
+if TYPE_CHECKING:
+    from seqrec_prompt.data.dataset import Dataset
+    from seqrec_prompt.embeddings.table import EmbeddingTable
+    from seqrec_prompt.recommenders.fitted import Kept
 
 
 class FitConfig(Config):
     """Settings of `fit`."""
 
     data: Path = Field(description="directory made by 'prepare'")
-    recommender: Literal["most-popular", "transition-counts", "sknn", "s-sknn", "sf-sknn", "v-sknn", "llm-seq-sim"] = (
-        Field(description="what to fit")
+    recommender: Literal[
+        "most-popular",
+        "transition-counts",
+        "sknn",
+        "s-sknn",
+        "sf-sknn",
+        "v-sknn",
+        "llm-seq-sim",
+        "sasrec",
+        "bert4rec",
+        "gru4rec",
+    ] = Field(description="what to fit")
+    embeddings: Path | None = Field(
+        None,
+        description="directory made by 'embed' of this catalog: for llm-seq-sim, and where sequential.items.start is "
+        "not random",
     )
-    embeddings: Path | None = Field(None, description="llm-seq-sim only: directory made by 'embed' of this catalog")
     out: Path = Field(description="directory to write")
     sessions: Literal["train", "before_test"] = Field(
         "train",
@@ -37,7 +60,20 @@ class FitConfig(Config):
     )
     neighbors: NeighborsConfig = Field(NeighborsConfig(), description="sknn, s-sknn, sf-sknn, v-sknn")
     similarity: SimilarityConfig = Field(SimilarityConfig(), description="llm-seq-sim")
+    sequential: SequentialConfig = Field(SequentialConfig(), description="sasrec, bert4rec, gru4rec")
     overwrite: bool = Field(False, description="replace what was fitted with other settings")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _embeddings_are_the_start(cls, values: Any) -> Any:
+        """A sequential model that is given embeddings starts from them if nothing else is said."""
+        given = values.get("sequential", {})
+        given = given.model_dump(exclude_unset=True) if isinstance(given, SequentialConfig) else given
+        sequential = SECTIONS.get(str(values.get("recommender"))) == "sequential"
+        items = given.get("items", {}) if isinstance(given, dict) else None
+        if values.get("embeddings") is None or not sequential or not isinstance(items, dict):
+            return values
+        return values | {"sequential": given | {"items": {"start": "llm_init"} | items}}
 
     @model_validator(mode="after")
     def _only_what_is_used(self) -> FitConfig:
@@ -45,9 +81,11 @@ class FitConfig(Config):
         strange = sorted(set(SECTIONS.values()) & self.model_fields_set - {used})
         if strange:
             raise ValueError(f"'{strange[0]}' holds no settings of '{self.recommender}': leave it out")
-        if (self.recommender == "llm-seq-sim") != (self.embeddings is not None):
-            wanted = "needs --embeddings, made by 'embed'" if self.embeddings is None else "knows no 'embeddings'"
-            raise ValueError(f"'{self.recommender}' {wanted}")
+        needs = self.recommender == "llm-seq-sim" or self.sequential.items.start != "random"
+        if needs != (self.embeddings is not None):
+            wanted = "needs --embeddings, made by 'embed'" if needs else "knows no 'embeddings'"
+            what = f" with sequential.items.start '{self.sequential.items.start}'" if used == "sequential" else ""
+            raise ValueError(f"'{self.recommender}'{what} {wanted}")
         decays = sorted({"decay", "score_decay"} & self.neighbors.model_fields_set)
         if decays and self.recommender != "v-sknn":
             raise ValueError(f"'neighbors.{decays[0]}' is used only by v-sknn, not by {self.recommender}")
@@ -80,17 +118,64 @@ def fit(config: FitConfig) -> Path:
         return config.out
 
     from seqrec_prompt.recommenders import fitted
+    from seqrec_prompt.recommenders.sequential.recommender import Sequential
 
-    sessions = data.split.train if config.sessions == "train" else data.split.before_test()
-    section = SECTIONS.get(config.recommender)
-    started = time.monotonic()
-    if table is not None:
-        recommender: fitted.Kept = LLMSeqSim.fit(table, data.catalog, config.similarity)
-    else:
-        settings = getattr(config, section) if section else None
-        recommender = fitted.RECOMMENDERS[config.recommender].fit(sessions, len(data.catalog), settings)
-    facts = {"sessions": len(sessions), "interactions": len(sessions.items), "seconds": time.monotonic() - started}
+    if config.sessions == "before_test":
+        data = replace(data, split=Split(data.split.before_test(), data.split.test))
+    started, sessions = time.monotonic(), data.split.train
+    recommender = build(config, data, table, wanted)
+    if isinstance(recommender, Sequential) and not _is_main_process():
+        return config.out
+    facts: dict[str, Any] = {"sessions": len(sessions), "interactions": len(sessions.items)}
+    if isinstance(recommender, Sequential):
+        facts["history"] = recommender.history
+    facts["seconds"] = time.monotonic() - started
     with staged_directory(config.out) as staged:
         fitted.save(staged, recommender, wanted | {"facts": facts})
+    _checkpoint(config.out).unlink(missing_ok=True)
     print(f"fitted: {config.out}  ({recommender.name} on {len(sessions):,} sessions, {len(sessions.items):,} items)")
     return config.out
+
+
+def build(
+    config: FitConfig, data: Dataset, table: EmbeddingTable | None, identity: dict[str, Any] | None = None
+) -> Kept:
+    """Fit the recommender of `config` on the train sessions of `data`, in memory.
+
+    table: of `config.embeddings`. identity: manifest of the run; with it a sequential model that was stopped goes on
+    after its last whole epoch. Raises DataError when validation needs more sessions than there are.
+    """
+    from seqrec_prompt.recommenders import fitted
+
+    cls, vectors = fitted.RECOMMENDERS[config.recommender], None if table is None else table.vectors
+    recommender: Kept
+    if SECTIONS.get(config.recommender) == "sequential":
+        from seqrec_prompt.recommenders.sequential.training import Checkpoint
+
+        settings, train, holdout = config.sequential, data.split.train, None
+        if settings.patience is not None:
+            train, holdout = validation_part(data.split, settings.validation_sessions, settings.seed)
+            if holdout is None:
+                raise DataError(
+                    ["no train session can be held out for validation: there are fewer than ten of two items"],
+                    "Set sequential.patience to none: then all sequential.epochs are trained.",
+                )
+        checkpoint = identity and Checkpoint(_checkpoint(config.out), identity, config.overwrite)
+        recommender = cls.fit(train, data.catalog, settings, holdout, vectors, checkpoint)
+    elif table is not None:
+        recommender = cls.fit(table, data.catalog, config.similarity)
+    else:
+        section = SECTIONS.get(config.recommender)
+        recommender = cls.fit(data.split.train, len(data.catalog), getattr(config, section) if section else None)
+    return recommender
+
+
+def _checkpoint(out: Path) -> Path:
+    """Where a sequential model stands while it trains."""
+    return out.with_name(out.name + ".checkpoint")
+
+
+def _is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)

@@ -21,12 +21,14 @@ from seqrec_prompt.recommenders.base import Fitted
 from seqrec_prompt.recommenders.markov import TransitionCounts
 from seqrec_prompt.recommenders.neighbors import SFSKNN, SKNN, SSKNN, VSKNN
 from seqrec_prompt.recommenders.popularity import MostPopular
+from seqrec_prompt.recommenders.sequential.recommender import BERT4Rec, GRU4Rec, SASRec, Sequential
+from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 ARRAYS = "arrays.safetensors"
-Kept = Fitted | LLMSeqSim
-# All learn from train sessions, but for LLMSeqSim, which is made from embeddings.
+Kept = Fitted | LLMSeqSim | Sequential
+# All learn from train sessions, but for LLMSeqSim, which is made from embeddings; the last three may use both.
 RECOMMENDERS: dict[str, Any] = {
     "most-popular": MostPopular,
     "transition-counts": TransitionCounts,
@@ -35,10 +37,14 @@ RECOMMENDERS: dict[str, Any] = {
     "sf-sknn": SFSKNN,
     "v-sknn": VSKNN,
     "llm-seq-sim": LLMSeqSim,
+    "sasrec": SASRec,
+    "bert4rec": BERT4Rec,
+    "gru4rec": GRU4Rec,
 }
 SETTINGS: dict[str, type[Config]] = {
     "neighbors": NeighborsConfig,
     "similarity": SimilarityConfig,
+    "sequential": SequentialConfig,
 }  # section → what it holds
 
 

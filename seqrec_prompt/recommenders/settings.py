@@ -50,4 +50,7 @@ SECTIONS = {
     "sf-sknn": "neighbors",
     "v-sknn": "neighbors",
     "llm-seq-sim": "similarity",
+    "sasrec": "sequential",
+    "bert4rec": "sequential",
+    "gru4rec": "sequential",
 }

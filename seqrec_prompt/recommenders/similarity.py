@@ -20,6 +20,7 @@ from seqrec_prompt.recommenders.base import FloatArray, Recommendations
 from seqrec_prompt.recommenders.decays import decay_weights
 from seqrec_prompt.recommenders.popularity import lists_from_grid
 from seqrec_prompt.recommenders.settings import Decay
+from seqrec_prompt.recommenders.topk import first
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +146,7 @@ class _Nearest:
         scores = self._similarities(queries)
         if exclude_seen:
             scores[rows, items] = -torch.inf
-        best, found = _first(scores, min(k, len(self.place)))
+        best, found = first(scores, min(k, len(self.place)))
         values = best.double()
         if self.similarity == "euclidean":
             values = 1 / (1 + (-values).clamp(min=0).sqrt())
@@ -162,17 +163,3 @@ class _Nearest:
         if self.similarity == "euclidean":
             scores = 2 * scores - self.keys.square().sum(dim=1) - queries.square().sum(dim=1, keepdim=True)
         return scores[:, self.place] if self.shared else scores
-
-
-def _first(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and columns of the k best of each row, ties by column; `topk` alone leaves their order open."""
-    best, found = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    # Where one more is as good as the k-th, which of them stand in the list is for the columns to say.
-    tied = best[:, k:].eq(best[:, k - 1 : k]).any(dim=1)
-    best, found = best[:, :k].contiguous(), found[:, :k].contiguous()
-    if tied.any():
-        best[tied], found[tied] = (part[:, :k] for part in scores[tied].sort(dim=1, descending=True, stable=True))
-    by_column = found.argsort(dim=1)
-    order = best.gather(1, by_column).argsort(dim=1, descending=True, stable=True)
-    order = by_column.gather(1, order)
-    return best.gather(1, order), found.gather(1, order)

@@ -22,7 +22,9 @@ from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
-NAMES = [name for name in fitted.RECOMMENDERS if name != "llm-seq-sim"]  # which is made from embeddings: below
+SEQUENTIAL = ["sasrec", "bert4rec", "gru4rec"]  # which are trained: tests/recommenders/sequential
+# LLMSeqSim is made from embeddings: below.
+NAMES = [name for name in fitted.RECOMMENDERS if name not in ("llm-seq-sim", *SEQUENTIAL)]
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,8 @@ def rows_of(path):
 
 
 def test_every_recommender_can_be_asked_for():
-    assert list(get_args(FitConfig.model_fields["recommender"].annotation)) == [*NAMES, "llm-seq-sim"]
-    assert set(SECTIONS) <= {*NAMES, "llm-seq-sim"}
+    assert list(get_args(FitConfig.model_fields["recommender"].annotation)) == [*NAMES, "llm-seq-sim", *SEQUENTIAL]
+    assert set(SECTIONS) <= {*NAMES, "llm-seq-sim", *SEQUENTIAL}
     assert set(SECTIONS.values()) == set(fitted.SETTINGS)
     assert all(FitConfig.model_fields[section].annotation is cls for section, cls in fitted.SETTINGS.items())
 
