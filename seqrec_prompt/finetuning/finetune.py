@@ -24,6 +24,7 @@ from seqrec_prompt.artifacts import (
 from seqrec_prompt.config import Config
 from seqrec_prompt.errors import ModelError
 from seqrec_prompt.finetuning.validation import METRIC, ValidationConfig
+from seqrec_prompt.prompting.cases import NEEDS, check_needs, input_hashes
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 STARTED, LOG = "started.json", "log.json"
@@ -59,6 +60,10 @@ class FinetuneConfig(Config):
         "wants a learning rate about ten times smaller",
     )
     template: TemplateConfig = TemplateConfig()
+    candidates: Path | None = Field(
+        None, description="GenList and Rank only: lists for the train sessions, made by 'recommend --part train'"
+    )
+    embeddings: Path | None = Field(None, description="Classify only: directory made by 'embed' of this catalog")
     lora: LoraConfig = LoraConfig()
     context: int = Field(512, ge=16, description="longest training example in tokens")
     epochs: float = Field(1.0, gt=0, description="passes over the training examples")
@@ -92,6 +97,9 @@ class FinetuneConfig(Config):
     def _layout_fits(self) -> FinetuneConfig:
         if self.objective == "all_items" and self.template.layout != "continue":
             raise ValueError("objective 'all_items' needs template.layout 'continue': one sequence teaches every item")
+        if self.validation.steps and self.template.name != "GenItem":
+            raise ValueError(f"'validation.steps' judges GenItem only: leave it out with {self.template.name}")
+        check_needs(self.template, self.candidates, self.embeddings)
         return self
 
 
@@ -104,7 +112,7 @@ def finetune(config: FinetuneConfig) -> Path:
     """
     from seqrec_prompt.data.dataset import Dataset
 
-    refuse_inputs_inside(config.out, {"data": config.data, "model": config.model})
+    refuse_inputs_inside(config.out, {name: getattr(config, name) for name in ("data", "model", *NEEDS.values())})
     data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
 
     from accelerate import PartialState
@@ -119,6 +127,7 @@ def finetune(config: FinetuneConfig) -> Path:
         "catalog": data.catalog.hash,
         "template": hash_json(config.template.resolved()),
         "model": model_hash(config.model, config.revision),
+        **input_hashes(config.candidates, config.embeddings),
     }
     wanted = manifest("finetune", config.resolved(), inputs)
     found = peek_manifest(config.out) or peek_manifest(config.out, STARTED)

@@ -10,12 +10,15 @@ from datasets import Dataset as HuggingFaceDataset
 from transformers import EarlyStoppingCallback
 from trl import SFTConfig
 
+from seqrec_prompt.data.lists import Candidates
+from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines.models import device, load_model, load_tokenizer, torch_dtype
 from seqrec_prompt.errors import ConfigError, DataError
 from seqrec_prompt.finetuning.examples import Collator, windows
 from seqrec_prompt.finetuning.trainers import CatalogTrainer, SessionTrainer
 from seqrec_prompt.finetuning.validation import METRIC, Validation, hold_out
+from seqrec_prompt.prompting.cases import Cases, lessons, load_clusters
 from seqrec_prompt.prompting.templates import compile_template
 
 if TYPE_CHECKING:
@@ -34,17 +37,26 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
         # Seen with bitsandbytes 0.50 on AVX512: after a forward without gradients, later gradients are wrong.
         raise ConfigError("'validation.steps' with method 'qlora' needs a GPU: 4-bit training goes wrong after it.")
     tokenizer = load_tokenizer(config.model, config.revision)
-    prompter = compile_template(config.template, data.catalog, tokenizer)
-    trie = compile_trie(prompter.answers, data.popularity)
-    objective = "last_item" if config.template.layout == "ask" else config.objective
+    clusters = load_clusters(config.template, config.embeddings, data)
+    names = clusters.names(data.catalog) if clusters else ()
+    prompter = compile_template(config.template, data.catalog, tokenizer, names)
+    trie = compile_trie(prompter.answers, None if clusters else data.popularity)
     train, holdout = hold_out(data.split, config.validation, config.seed)
     if config.validation.steps and holdout is None:
         raise DataError(["no train session can be held out: there are fewer than ten"], "Leave out validation.steps.")
-    examples = windows(train, prompter, config.context, objective)
+    if config.template.layout == "ask":
+        candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
+        targets = Holdout.of_last_items(train.take(train.lengths >= 2))
+        examples: Sessions | Cases = lessons(prompter, targets, config.context, candidates, clusters)
+    else:
+        examples = windows(train, prompter, config.context, config.objective)
     if not len(examples):
         raise DataError(["no training examples: every train session has a single item"], "Prepare longer sessions.")
     facts = {"examples": len(examples), "trie": trie.describe()}
     print(f"{len(examples):,} training examples from {len(train):,} sessions; {trie.describe()}")
+    if isinstance(examples, Cases) and config.template.lists:
+        facts["lists"] = examples.describe()
+        print(f"lists of {facts['lists']}")
     arguments = SFTConfig(
         output_dir=str(config.out / CHECKPOINTS),
         num_train_epochs=config.epochs,
@@ -88,6 +100,7 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
             task_type="CAUSAL_LM",
         )
     options: dict[str, Any] = {"trie": trie} if config.objective == "catalog" else {}
+    options["clusters"] = clusters
     if holdout is not None:
         options["validation"] = Validation(holdout, prompter, trie, tokenizer, config.validation)
         options["eval_dataset"] = _as_dataset(holdout.prompts)
@@ -108,8 +121,12 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
     return trainer, facts
 
 
-def _as_dataset(sessions: Any) -> Any:
-    return HuggingFaceDataset.from_dict({"items": [items.tolist() for items in sessions]})
+def _as_dataset(examples: Sessions | Cases) -> Any:
+    columns: dict[str, Any] = {"items": examples}
+    if isinstance(examples, Cases):
+        columns = {"items": examples.shown, "answers": examples.answers}
+        columns |= {"candidates": examples.candidates} if examples.candidates is not None else {}
+    return HuggingFaceDataset.from_dict({name: [row.tolist() for row in rows] for name, rows in columns.items()})
 
 
 def _target_modules(names: tuple[str, ...], model: Any) -> str | list[str]:

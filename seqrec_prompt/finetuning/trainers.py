@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,15 +11,31 @@ from peft import PeftModel
 from trl import SFTTrainer
 
 from seqrec_prompt.decoding.trie import CatalogTrie
+from seqrec_prompt.embeddings.clusters import CLUSTERS, Clusters
 
 
 class SessionTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose evaluation is `validation`: the model, adapters in place → metrics."""
+    """SFTTrainer whose evaluation is `validation`: the model, adapters in place → metrics.
 
-    def __init__(self, *args: Any, validation: Callable[[Any], dict[str, float]] | None = None, **kwargs: Any) -> None:
+    clusters: what the model is taught to answer with, for prompt variant Classify.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        validation: Callable[[Any], dict[str, float]] | None = None,
+        clusters: Clusters | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.control: Any = None
         super().__init__(*args, **kwargs)
-        self.validation = validation
+        self.validation, self.clusters = validation, clusters
+
+    def save_model(self, output_dir: str | None = None, **named: Any) -> None:
+        """Write the weights and, beside them, the clusters that the model answers with."""
+        super().save_model(output_dir, **named)
+        if self.clusters is not None and self.args.should_save:
+            self.clusters.save(Path(output_dir or self.args.output_dir) / CLUSTERS)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Judge the model; every process does the same work, so all come to the same decision."""
