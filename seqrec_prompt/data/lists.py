@@ -34,14 +34,14 @@ class Candidates:
         part: 'train' or 'test', the sessions it is asked for. Raises DataError when 'recommend' made the file of other
         data or of the other part, or when it cannot be read.
         """
-        made = parquet_manifest(path) if path.suffix in (".parquet", ".pq") and path.is_file() else {}
+        lists = item_lists(path, data.catalog)
+        made = parquet_manifest(path) if path.suffix in (".parquet", ".pq") else {}
+        how = f"Make it with: seqrec-prompt recommend --part {part} --data … --out {path}"
         if made and made.get("inputs", {}).get("data") != data.hash:
-            raise DataError(
-                [f"{path} was made from other data ('{made.get('config', {}).get('data')}')"], _how(path, part)
-            )
+            raise DataError([f"{path} was made from other data ('{made.get('config', {}).get('data')}')"], how)
         if made and made.get("config", {}).get("part", "test") != part:
-            raise DataError([f"{path} holds lists of the {made['config'].get('part', 'test')} part"], _how(path, part))
-        return cls(path, item_lists(path, data.catalog))
+            raise DataError([f"{path} holds lists of the {made['config'].get('part', 'test')} part"], how)
+        return cls(path, lists)
 
     def of(self, ids: IdArray) -> TokenLists:
         """The lists of these sessions, in their order, each item once; empty where there is none."""
@@ -49,10 +49,6 @@ class Candidates:
         found = [self.lists.get(name, none) for name in ids]
         found = [items[np.sort(np.unique(items, return_index=True)[1])] for items in found]
         return TokenLists(np.concatenate([*found, none]), offsets_of([len(items) for items in found]))
-
-
-def _how(path: Path, part: str) -> str:
-    return f"Make it with: seqrec-prompt recommend --part {part} … --out {path}"
 
 
 def parquet_manifest(path: Path) -> dict[str, Any]:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # What training needs beside the sessions, and where it comes from.
 NEEDS = {"GenList": "candidates", "Classify": "embeddings", "Rank": "candidates"}
 HOW = {
-    "candidates": "lists for the train sessions, made by 'recommend --part train' with any recommender (in the paper: "
-    "llm-seq-sim)",
+    "candidates": "lists that 'recommend' made for the same sessions, of any recommender (in the paper llm-seq-sim); "
+    "to learn from, with --part train",
     "embeddings": "a directory made by 'embed'",
 }
 

@@ -136,8 +136,7 @@ def check_variant(config: RecommendConfig, template: TemplateConfig) -> None:
     wanted = {"candidates": template.name == "Rank", "embeddings": template.name == "Classify" and not config.adapter}
     for name, needed in wanted.items():
         if needed and getattr(config, name) is None:
-            what = "recommendations for the same sessions" if name == "candidates" else HOW[name]
-            raise ConfigError(f"{template.name} needs '{name}': {what}.")
+            raise ConfigError(f"{template.name} needs '{name}': {HOW[name]}.")
         if getattr(config, name) is not None and not needed:
             why = ": the adapter brings its clusters" if template.name == "Classify" and config.adapter else ""
             raise ConfigError(f"{template.name} has no use for '{name}'{why}. Leave it out.")
