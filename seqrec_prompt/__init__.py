@@ -37,6 +37,8 @@ _PUBLIC = {
     "fit_reduction": "embeddings.reduce",
     "FinetuneConfig": "finetuning.finetune",
     "finetune": "finetuning.finetune",
+    "PreferConfig": "recommenders.prefer",
+    "prefer": "recommenders.prefer",
     "Recommendations": "recommenders.base",
     "Recommender": "recommenders.base",
     "MostPopular": "recommenders.popularity",

@@ -50,6 +50,13 @@ VERBS = {
         "LoRA-fine-tune an LLM on the train sessions",
         "seqrec-prompt finetune --data runs/data --model smollm2 --max-steps 150 --out runs/adapter",
     ),
+    "prefer": Verb(
+        "seqrec_prompt.recommenders.prefer",
+        "PreferConfig",
+        "train an adapter on against what it recommends instead of what came (DPO)",
+        "seqrec-prompt prefer --data runs/data --model smollm2 --adapter runs/adapter \\\n"
+        "      --negatives runs/train.parquet --out runs/preferred",
+    ),
     "fit": Verb(
         "seqrec_prompt.recommenders.fit",
         "FitConfig",

@@ -91,7 +91,7 @@ def encode(
     with tqdm(total=len(unique), initial=int(done.sum()), desc="embed", unit=" texts") as bar:
         for start in range(0, len(todo), BLOCK):
             block = todo[start : start + BLOCK]
-            for batch in _batches(block, lengths, batch_tokens):
+            for batch in batches(block, lengths, batch_tokens):
                 found = embedder.embed([texts[i] for i in batch.tolist()])
                 _require_finite(found, batch, texts, catalog)
                 vectors[batch] = found
@@ -100,7 +100,7 @@ def encode(
     return vectors[owner]
 
 
-def _batches(items: LongArray, lengths: LongArray, most: int) -> Iterator[LongArray]:
+def batches(items: LongArray, lengths: LongArray, most: int) -> Iterator[LongArray]:
     """Cut items of falling length into runs of at most `most` tokens when padded, or of one item."""
     start = 0
     while start < len(items):

@@ -67,12 +67,8 @@ def embed(config: EmbedConfig) -> Path:
     catalog = Dataset.load(config.data).catalog
     items = catalog.texts(config.attributes)  # before the heavy imports: what is wrong is told at once
 
-    from seqrec_prompt.engines.models import model_hash, trained_adapter
-
     # Of the data only the catalog goes in: another split has the same vectors.
-    inputs = {"data": catalog.hash, "model": model_hash(config.model, config.revision)}
-    if config.adapter is not None:
-        _, inputs["adapter"] = trained_adapter(config.adapter, config.model, inputs["model"])
+    inputs = {"data": catalog.hash} | model_inputs(config)
     # Nor does it matter how many are read together: a run that met the end of the memory goes on with fewer.
     settings = {name: value for name, value in config.resolved().items() if name != "batch_tokens"}
     wanted = manifest("embed", settings, inputs)
@@ -92,13 +88,23 @@ def embed(config: EmbedConfig) -> Path:
     return config.out
 
 
+def model_inputs(config: EmbedConfig) -> dict[str, str]:
+    """Hashes of the model and, if there is one, of the adapter trained on it."""
+    from seqrec_prompt.engines.models import model_hash, trained_adapter
+
+    inputs = {"model": model_hash(config.model, config.revision)}
+    if config.adapter is not None:
+        _, inputs["adapter"] = trained_adapter(config.adapter, config.model, inputs["model"])
+    return inputs
+
+
 def _fill(
     journal: Journal, config: EmbedConfig, items: list[str], catalog: Catalog, wanted: dict[str, Any]
 ) -> dict[str, Any]:
     from seqrec_prompt.embeddings.encode import encode, fit_texts
     from seqrec_prompt.embeddings.table import EmbeddingTable
 
-    embedder = _embedder(config)
+    embedder = load_embedder(config)
     most = min(config.max_tokens, embedder.context)
     texts, lengths, cut = fit_texts(embedder, items, config.prompt, most)
     started = time.monotonic()
@@ -116,7 +122,8 @@ def _fill(
     return facts
 
 
-def _embedder(config: EmbedConfig) -> Embedder:
+def load_embedder(config: EmbedConfig) -> Embedder:
+    """Load the model, and the adapter, that reads texts as `config` says."""
     from seqrec_prompt.engines.embedder import CausalEmbedder, SentenceEmbedder
 
     if config.pooling == "own":

@@ -24,7 +24,8 @@ class Recommendations:
     items: (total,) catalog positions, distinct within a list. scores: (total,) higher is better, not increasing.
     certified: (n,) True where the list is proven to be the exact top-k under the scorer.
     gap: (n,) best score anything unseen could still reach minus the last score of the list; ≤ 0 when certified.
-    provenance: how items were found (constrained | exact | normalised | fuzzy | embedding), one for all or (total,).
+    provenance: how items were found (constrained | exact | normalised | fuzzy | embedding | neighbour), one for all or
+        (total,).
     outside: (n,) probability that the model would name something that is no item; None when nothing was generated.
     """
 
