@@ -244,7 +244,7 @@ def _frame(template: TemplateConfig, tokenizer: Any) -> tuple[str, str, str]:
     else:
         asked = messages(template, [PLACE], [OFFER])
         rendered = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    if rendered.count(PLACE + NEWLINE) != 1:
+    if rendered.count(PLACE + NEWLINE) != 1 or rendered.count(OFFER + NEWLINE) != (template.name == "Rank"):
         raise TemplateError("The model's chat template does not keep the user's message as it is.")
     before, after = rendered.split(PLACE + NEWLINE)
     offer, _, after = after.rpartition(OFFER + NEWLINE)
