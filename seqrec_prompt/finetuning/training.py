@@ -63,7 +63,7 @@ def require_reporter(config: TrainingConfig) -> None:
     """Raise MissingExtraError when the library that losses are to be sent to is not installed."""
     name = config.report_to
     if name != "none" and importlib.util.find_spec(name) is None:
-        raise MissingExtraError(f"'report_to' is {name}, which", f"pip install {name}")
+        raise MissingExtraError(f"'report_to' is {name}, which", f'pip install "seqrec_prompt[{name}]"')
 
 
 def run(

@@ -36,10 +36,12 @@ def test_tensorboard_gets_the_losses_of_the_log_and_keeps_them(settings, monkeyp
 def test_a_tracker_that_is_not_installed_is_refused_before_the_model_loads(settings, tmp_path, monkeypatch, name):
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
     monkeypatch.setattr("seqrec_prompt.engines.models.model_hash", lambda *_: pytest.fail("the model was looked at"))
-    with pytest.raises(MissingExtraError, match=rf"'report_to' is {name}, .* Install it with: pip install {name}$"):
+    with pytest.raises(
+        MissingExtraError, match=rf"'report_to' is {name}, .* with: pip install .seqrec_prompt\[{name}\].$"
+    ):
         finetune(FinetuneConfig(**settings, report_to=name))
     second = {"adapter": tmp_path / "first", "negatives": tmp_path / "train.parquet"}
-    with pytest.raises(MissingExtraError, match=f"pip install {name}"):
+    with pytest.raises(MissingExtraError, match=rf"seqrec_prompt\[{name}\]"):
         prefer(PreferConfig(**settings, **second, report_to=name))
     assert not settings["out"].exists()
 
