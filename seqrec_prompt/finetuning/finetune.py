@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from seqrec_prompt.artifacts import hash_json, manifest, refuse_inputs_inside
 from seqrec_prompt.config import Config
 from seqrec_prompt.finetuning.training import TrainingConfig, losses, require_reporter, run
+from seqrec_prompt.prompting.cases import NEEDS, check_needs, input_hashes
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 
@@ -44,12 +45,19 @@ class FinetuneConfig(TrainingConfig):
         "padding",
     )
     template: TemplateConfig = TemplateConfig()
+    candidates: Path | None = Field(
+        None, description="GenList and Rank only: lists for the train sessions, made by 'recommend --part train'"
+    )
+    embeddings: Path | None = Field(None, description="Classify only: directory made by 'embed' of this catalog")
     lora: LoraConfig = LoraConfig()
 
     @model_validator(mode="after")
     def _layout_fits(self) -> FinetuneConfig:
         if self.objective == "all_items" and self.template.layout != "continue":
             raise ValueError("objective 'all_items' needs template.layout 'continue': one sequence teaches every item")
+        if self.validation.steps and self.template.name != "GenItem":
+            raise ValueError(f"'validation.steps' judges GenItem only: leave it out with {self.template.name}")
+        check_needs(self.template, self.candidates, self.embeddings)
         return self
 
 
@@ -62,7 +70,7 @@ def finetune(config: FinetuneConfig) -> Path:
     """
     from seqrec_prompt.data.dataset import Dataset
 
-    refuse_inputs_inside(config.out, {"data": config.data, "model": config.model})
+    refuse_inputs_inside(config.out, {name: getattr(config, name) for name in ("data", "model", *NEEDS.values())})
     require_reporter(config)
     data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
 
@@ -74,6 +82,7 @@ def finetune(config: FinetuneConfig) -> Path:
         "catalog": data.catalog.hash,
         "template": hash_json(config.template.resolved()),
         "model": model_hash(config.model, config.revision),
+        **input_hashes(config.candidates, config.embeddings),
     }
     made = "model" if config.method == "full" else "adapter"
     unit = "nats an item" if config.objective == "catalog" else "nats a token"

@@ -10,6 +10,8 @@ from datasets import Dataset as HuggingFaceDataset
 from transformers import EarlyStoppingCallback
 from trl import SFTConfig
 
+from seqrec_prompt.data.lists import Candidates
+from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines.models import device, load_model, load_tokenizer, torch_dtype
 from seqrec_prompt.errors import ConfigError, DataError
@@ -18,11 +20,11 @@ from seqrec_prompt.finetuning.packing import PackingCollator, refuse_mixing
 from seqrec_prompt.finetuning.trainers import CatalogTrainer, SessionTrainer
 from seqrec_prompt.finetuning.training import CHECKPOINTS, TrainingConfig
 from seqrec_prompt.finetuning.validation import METRIC, Validation, hold_out
+from seqrec_prompt.prompting.cases import Cases, lessons, load_clusters
 from seqrec_prompt.prompting.templates import compile_template
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
-    from seqrec_prompt.data.sessions import Holdout, Sessions
     from seqrec_prompt.finetuning.finetune import FinetuneConfig
 
 
@@ -36,15 +38,24 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
         name = "validation.steps" if config.validation.steps else "packing"
         raise ConfigError(f"'{name}' with method 'qlora' needs a GPU: 4-bit training goes wrong after it.")
     tokenizer = load_tokenizer(config.model, config.revision)
-    prompter = compile_template(config.template, data.catalog, tokenizer)
-    trie = compile_trie(prompter.answers, data.popularity)
-    objective = "last_item" if config.template.layout == "ask" else config.objective
+    clusters = load_clusters(config.template, config.embeddings, data)
+    names = clusters.names(data.catalog) if clusters else ()
+    prompter = compile_template(config.template, data.catalog, tokenizer, names)
+    trie = compile_trie(prompter.answers, None if clusters else data.popularity)
     train, holdout = train_and_holdout(data, config)
-    examples = windows(train, prompter, config.context, objective)
+    if config.template.layout == "ask":
+        candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
+        targets = Holdout.of_last_items(train.take(train.lengths >= 2))
+        examples: Sessions | Cases = lessons(prompter, targets, config.context, candidates, clusters)
+    else:
+        examples = windows(train, prompter, config.context, config.objective)
     if not len(examples):
         raise DataError(["no training examples: every train session has a single item"], "Prepare longer sessions.")
     facts = {"examples": len(examples), "trie": trie.describe()}
     print(f"{len(examples):,} training examples from {len(train):,} sessions; {trie.describe()}")
+    if isinstance(examples, Cases) and config.template.lists:
+        facts["lists"] = examples.describe()
+        print(f"lists of {facts['lists']}")
     arguments = SFTConfig(
         **training_arguments(config, validated=holdout is not None), dataset_kwargs={"skip_prepare_dataset": True}
     )
@@ -65,6 +76,7 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
             task_type="CAUSAL_LM",
         )
     options: dict[str, Any] = {"trie": trie} if config.objective == "catalog" else {}
+    options["clusters"] = clusters
     if holdout is not None:
         options |= judged_by(Validation(holdout, prompter, trie, tokenizer, config.validation))
     collator: Any = Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0)
@@ -139,8 +151,12 @@ def training_arguments(config: TrainingConfig, *, validated: bool) -> dict[str, 
     }
 
 
-def _as_dataset(sessions: Any) -> Any:
-    return HuggingFaceDataset.from_dict({"items": [items.tolist() for items in sessions]})
+def _as_dataset(examples: Sessions | Cases) -> Any:
+    columns: dict[str, Any] = {"items": examples}
+    if isinstance(examples, Cases):
+        columns = {"items": examples.shown, "answers": examples.answers}
+        columns |= {"candidates": examples.candidates} if examples.candidates is not None else {}
+    return HuggingFaceDataset.from_dict({name: [row.tolist() for row in rows] for name, rows in columns.items()})
 
 
 def _target_modules(names: tuple[str, ...], model: Any) -> str | list[str]:

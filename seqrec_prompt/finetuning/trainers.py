@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from peft import PeftModel
 from trl import DPOTrainer, SFTTrainer
 
 from seqrec_prompt.decoding.trie import CatalogTrie
+from seqrec_prompt.embeddings.clusters import CLUSTERS, Clusters
 from seqrec_prompt.finetuning.packing import PackingCollator
 
 
@@ -41,7 +43,17 @@ class _Judged:
 
 
 class SessionTrainer(_Judged, SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer on windows of sessions."""
+    """SFTTrainer on examples made of sessions; clusters: what prompt variant Classify answers with."""
+
+    def __init__(self, *args: Any, clusters: Clusters | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.clusters = clusters
+
+    def save_model(self, output_dir: str | None = None, **named: Any) -> None:
+        """Write the weights and, beside them, the clusters that the model answers with."""
+        super().save_model(output_dir, **named)
+        if self.clusters is not None and self.args.should_save:
+            self.clusters.save(Path(output_dir or self.args.output_dir) / CLUSTERS)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log without TRL's count of tokens where examples are packed: it takes a batch to be of one row."""

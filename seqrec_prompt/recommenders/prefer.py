@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from seqrec_prompt.artifacts import hash_file, manifest, refuse_inputs_inside
-from seqrec_prompt.errors import DataError, ModelError
+from seqrec_prompt.errors import ConfigError, DataError, ModelError
 from seqrec_prompt.finetuning.training import TrainingConfig, losses, require_reporter, run
 from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import places
@@ -66,6 +66,8 @@ def prefer(config: PreferConfig) -> Path:
     if trained["config"].get("method") == "full":
         raise ModelError(f"{config.adapter} is a whole model, no adapter. Run 'finetune' with another --method first.")
     template = TemplateConfig.model_validate(trained["config"]["template"])
+    if template.name != "GenItem":
+        raise ConfigError(f"{config.adapter} was trained as {template.name}; 'prefer' compares titles, as of GenItem.")
     train, holdout = train_and_holdout(data, config)
     preferences, facts = read_preferences(config, data, train)
     inputs = {

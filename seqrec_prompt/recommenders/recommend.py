@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.data.sessions import Sessions
     from seqrec_prompt.recommenders.base import Recommendations
-    from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
 
 FILTERS = ("deny", "allow", "out_of_stock")
 CHUNK = 64  # sessions between two writes of the journal: the most that a stopped run has to repeat
@@ -59,6 +58,12 @@ class RecommendConfig(Config):
     )
     out_of_stock: Path | None = Field(None, description="table of item_id: items that no session is given")
     template: TemplateConfig | None = Field(None, description="prompt; with an adapter, the one it was trained with")
+    candidates: Path | None = Field(
+        None, description="template Rank only: recommendations for the same sessions, which are put in order"
+    )
+    embeddings: Path | None = Field(
+        None, description="template Classify without an adapter only: directory made by 'embed' of this catalog"
+    )
     context: int = Field(2048, ge=16, description="longest prompt with a title, in tokens; older items go first")
     batch_size: int = Field(8, ge=1, description="sessions decoded together")
     budget: int = Field(2000, ge=1, description="tokens read after each prompt at most before a list goes uncertified")
@@ -90,10 +95,14 @@ def recommend(config: RecommendConfig) -> Path:
         return _recommend_fitted(config, config.recommender, data)
 
     from seqrec_prompt.engines.models import model_hash
+    from seqrec_prompt.prompting.cases import input_hashes
+    from seqrec_prompt.recommenders.variants import check_variant
 
     template, inputs = _template(config, model_hash(config.model, config.revision))
     inputs |= {"data": data.hash, "template": hash_json(template.resolved())}
     inputs |= {name: hash_file(file) for name in FILTERS if (file := getattr(config, name)) and file.exists()}
+    inputs |= input_hashes(config.candidates, config.embeddings)
+    check_variant(config, template)
     wanted = manifest("recommend", config.resolved(), inputs)
     found = files.read_file_manifest(config.out)
     journal_file = config.out.with_name(config.out.name + ".journal")
@@ -164,7 +173,7 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
     import numpy as np
     from tqdm import tqdm
 
-    from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+    from seqrec_prompt.recommenders.variants import build_recommender
 
     sessions = _drawn(config, data)
     done = sum(len(record["sessions"]) for record in journal.records())
@@ -175,8 +184,7 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
     with tqdm(total=len(sessions), initial=done, desc="recommend", unit=" sessions") as bar:
         for start in range(done, len(sessions), CHUNK):
             if recommender is None:
-                engine = HuggingFaceEngine.load(config.model, config.adapter, config.dtype, config.revision)
-                recommender = _recommender(config, data, template, engine)
+                recommender = build_recommender(config, data, template)
                 started = time.monotonic()
             part = sessions.take(np.arange(start, min(start + CHUNK, len(sessions))))
             # Sessions of like length are decoded together, so little is padded; the file keeps the data's order.
@@ -192,22 +200,6 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
     if recommender is not None:
         facts |= {"seconds_a_session": seconds / fresh, **recommender.effort.means()}
     return facts
-
-
-def _recommender(config: RecommendConfig, data: Dataset, template: TemplateConfig, engine: Any) -> LLMSeqPrompt:
-    from seqrec_prompt.decoding.compiled import compile_catalog
-    from seqrec_prompt.recommenders.prompt import LLMSeqPrompt, log_prior
-    from seqrec_prompt.recommenders.rules import load_rules
-
-    # Items that share a title are told apart by how often they occur in train.
-    compiled = compile_catalog(template, data.catalog, engine.tokenizer, data.popularity)
-    prompter, trie = compiled.prompter, compiled.trie
-    context = min(config.context, engine.context)
-    bonus = None
-    if config.prior_weight:
-        bonus = -config.prior_weight * log_prior(engine, prompter, trie, config.scoring)
-    rules = load_rules(data.catalog, config.deny, config.allow, config.out_of_stock)
-    return LLMSeqPrompt(engine, prompter, trie, context, config.scoring, bonus, rules, config.batch_size, config.budget)
 
 
 def _record(lists: list[Recommendations], order: Any) -> dict[str, Any]:
