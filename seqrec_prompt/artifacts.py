@@ -100,8 +100,11 @@ def manifest(
     }
 
 
-def read_manifest(directory: Path, made_by: str) -> dict[str, Any]:
-    """Read the manifest of `directory`; ArtifactError says which verb makes such a directory when it is none."""
+def read_manifest(directory: Path, made_by: str, *others: str) -> dict[str, Any]:
+    """Read the manifest of `directory`; ArtifactError says which verb makes such a directory when it is none.
+
+    others: further verbs that make one.
+    """
     try:
         value: dict[str, Any] = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -114,7 +117,7 @@ def read_manifest(directory: Path, made_by: str) -> dict[str, Any]:
             f"{directory / MANIFEST} is damaged ({error}). Run 'seqrec-prompt {made_by}' again."
         ) from None
     complete = isinstance(value, dict) and all(key in value for key in ("config", "inputs", "facts", "created"))
-    if not complete or value.get("stage") != made_by:
+    if not complete or value.get("stage") not in (made_by, *others):
         raise ArtifactError(f"{directory} was not made by 'seqrec-prompt {made_by}'.")
     return value
 
@@ -165,6 +168,16 @@ def peek_manifest(directory: Path, name: str = MANIFEST) -> dict[str, Any] | Non
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         return None
+    return value if isinstance(value, dict) else None
+
+
+def peek_journal(path: Path) -> dict[str, Any] | None:
+    """Read what the journal at `path` is for, if there is one."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        line = stream.readline()
+    value = json.loads(line[9:]) if line[:9] == b"%08x " % zlib.crc32(line[9:-1]) else None
     return value if isinstance(value, dict) else None
 
 

@@ -16,12 +16,16 @@ EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb lives: `module` defines the config class and, named as the verb, the function."""
+    """Where a verb lives: `module` defines the config class and, named as the verb (its last word), the function.
+
+    positional: the setting that a first word without dashes fills.
+    """
 
     module: str
     config: str
     summary: str
     example: str
+    positional: str | None = None
 
 
 VERBS = {
@@ -50,10 +54,17 @@ VERBS = {
         "LoRA-fine-tune an LLM on the train sessions",
         "seqrec-prompt finetune --data runs/data --model smollm2 --max-steps 150 --out runs/adapter",
     ),
+    "prefer": Verb(
+        "seqrec_prompt.recommenders.prefer",
+        "PreferConfig",
+        "train an adapter on against what it recommends instead of what came (DPO)",
+        "seqrec-prompt prefer --data runs/data --model smollm2 --adapter runs/adapter \\\n"
+        "      --negatives runs/train.parquet --out runs/preferred",
+    ),
     "fit": Verb(
         "seqrec_prompt.recommenders.fit",
         "FitConfig",
-        "fit a recommender without an LLM: popularity, transitions, neighbours, embeddings, hybrids",
+        "fit a recommender that asks no LLM: popularity, neighbours, embeddings, SASRec and its like, hybrids",
         "seqrec-prompt fit --data runs/data --recommender v-sknn --out runs/v-sknn",
     ),
     "recommend": Verb(
@@ -61,6 +72,12 @@ VERBS = {
         "RecommendConfig",
         "decode the top k items of every test session, always from the catalog",
         "seqrec-prompt recommend --data runs/data --model smollm2 --adapter runs/adapter --out runs/recs.parquet",
+    ),
+    "tune": Verb(
+        "seqrec_prompt.recommenders.tune",
+        "TuneConfig",
+        "search the settings of a recommender that 'fit' knows, by validation",
+        "seqrec-prompt tune --data runs/data --space sasrec --trials 50 --out runs/tuned",
     ),
     "ground": Verb(
         "seqrec_prompt.recommenders.ground",
@@ -80,6 +97,33 @@ VERBS = {
         "turn every item into a vector, with the same LLM or another",
         "seqrec-prompt embed --data runs/data --model smollm2 --adapter runs/adapter --out runs/embeddings",
     ),
+    "hosted finetune": Verb(
+        "seqrec_prompt.finetuning.hosted",
+        "HostedFinetuneConfig",
+        "fine-tune a model at OpenAI or the like: quote first, pay once",
+        "seqrec-prompt hosted finetune --data runs/data --model MODEL --prices prices.yaml \\\n"
+        "      --max-cost 5 --out runs/tuned",
+    ),
+    "hosted attach": Verb(
+        "seqrec_prompt.finetuning.attach",
+        "AttachConfig",
+        "come back to a hosted job that runs already",
+        "seqrec-prompt hosted attach ftjob-abc123 --out runs/tuned",
+        positional="job",
+    ),
+    "hosted generate": Verb(
+        "seqrec_prompt.recommenders.hosted",
+        "HostedGenerateConfig",
+        "ask a hosted model for the next item of every session, for 'ground' or 'distill'",
+        "seqrec-prompt hosted generate --data runs/data --tuned runs/tuned --prices prices.yaml --n 20 \\\n"
+        "      --out runs/answers.parquet",
+    ),
+    "distill": Verb(
+        "seqrec_prompt.recommenders.distill",
+        "DistillConfig",
+        "turn a teacher's answers to train sessions into data that 'finetune' learns from",
+        "seqrec-prompt distill --data runs/data --answers runs/answers.parquet --out runs/distilled",
+    ),
 }
 
 
@@ -89,6 +133,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return EXIT_OK
+    if " ".join(words[:2]) in VERBS:
+        words[:2] = [" ".join(words[:2])]
+    elif group := [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]:
+        if words[1:] in ([], ["-h"], ["--help"]):
+            print(_overview(group))
+            return EXIT_OK
+        print(f"error: '{' '.join(words[:2])}' is no verb. Verbs: {', '.join(group)}", file=sys.stderr)
+        return EXIT_ERROR
     if words[0] in ("-V", "--version"):
         from importlib.metadata import version
 
@@ -109,11 +161,14 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
         from seqrec_prompt.config import parse
 
         entry = VERBS[verb]
+        words = list(sys.argv[1:] if argv is None else argv)
+        if entry.positional and words and not words[0].startswith("-"):
+            words.insert(0, f"--{entry.positional}")
         module = importlib.import_module(entry.module)
         config = parse(
-            getattr(module, entry.config), argv, verb=verb, description=_sentence(entry.summary), example=entry.example
+            getattr(module, entry.config), words, verb=verb, description=_sentence(entry.summary), example=entry.example
         )
-        getattr(module, verb)(config)
+        getattr(module, verb.split()[-1])(config)
     except SeqrecError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -126,9 +181,9 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+def _overview(verbs: Sequence[str] = tuple(VERBS)) -> str:
+    width = max(map(len, verbs))
+    lines = [f"  {name:<{width}}  {VERBS[name].summary}" for name in verbs]
     return "\n".join(
         [
             "usage: seqrec-prompt VERB [--config FILE] [--key value ...]",

@@ -39,3 +39,30 @@ class MissingExtraError(SeqrecError):
 
     def __init__(self, what: str, install: str) -> None:
         super().__init__(f"{what} is not installed. Install it with: {install}")
+
+
+class CostError(SeqrecError):
+    """A price is unknown, or higher than was allowed; nothing was sent."""
+
+
+class HostedError(SeqrecError):
+    """A hosted service refused, failed or did not answer.
+
+    status: of its HTTP answer, None without one. reached: False where not even a connection was made. retry_after:
+    seconds that it asked to wait. exhausted: the account has no money left, so that waiting does not help.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        *,
+        reached: bool = True,
+        retry_after: float | None = None,
+        exhausted: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reached = reached
+        self.retry_after = retry_after
+        self.exhausted = exhausted

@@ -51,6 +51,16 @@ class TokenLists:
         """(lists,) number of tokens of each."""
         return np.diff(self.offsets)
 
+    @property
+    def rows(self) -> LongArray:
+        """(tokens,) the list that each token is of."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @classmethod
+    def by_row(cls, rows: npt.NDArray[np.integer], tokens: IntArray, n: int) -> TokenLists:
+        """Make n lists: list i holds the tokens (total,) whose row is i, in the order given."""
+        return cls(tokens[np.argsort(rows, kind="stable")], offsets_of(np.bincount(rows, minlength=n)))
+
     @classmethod
     def of(cls, lists: Sequence[Sequence[int]]) -> TokenLists:
         """Flatten Python lists."""

@@ -51,8 +51,11 @@ class Dataset:
 
     @classmethod
     def load(cls, directory: Path) -> Dataset:
-        """Read a directory that `prepare` made. Raises ArtifactError when it is not one or a file is missing."""
-        manifest = read_manifest(directory, "prepare")
+        """Read a directory that `prepare` or `distill` made.
+
+        Raises ArtifactError when it is not one or a file is missing.
+        """
+        manifest = read_manifest(directory, "prepare", "distill")
         try:
             validation = directory / VALIDATION
             split = Split(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -160,6 +160,10 @@ class Split:
     train: Sessions
     test: Holdout
     validation: Holdout | None = None
+
+    def cases(self, part: Literal["train", "test"]) -> Holdout:
+        """The test holdout, or the train sessions of two items and more with their last item held out."""
+        return self.test if part == "test" else Holdout.of_last_items(self.train.take(self.train.lengths >= 2))
 
     def before_test(self) -> Sessions:
         """Train sessions and validation sessions with their targets; one of both (leave-one-out) is there once, whole.

@@ -124,6 +124,23 @@ def column(sessions: Sessions, labels: Mapping[str, str]) -> tuple[Split, dict[s
     return _checked(split), _count(others)
 
 
+def validation_part(split: Split, most: int, seed: int) -> tuple[Sessions, Holdout | None]:
+    """Return the sessions to train on and at most `most` to validate on, drawn with `seed`.
+
+    Without a validation part of the data's own, a tenth of the train sessions is held out, as in Harte et al.
+    (RecSys'23): the last item is the target, and nothing of the session is trained on. None: there are fewer than ten.
+    """
+    draw = np.random.default_rng(seed)
+    if split.validation is not None:
+        n = min(most, len(split.validation))
+        return split.train, split.validation.take(np.sort(draw.choice(len(split.validation), n, replace=False)))
+    able = np.flatnonzero(split.train.lengths >= 2)
+    n = min(most, len(able) // 10)
+    out = np.zeros(len(split.train), np.bool_)
+    out[draw.choice(able, n, replace=False)] = True
+    return split.train.take(~out), Holdout.of_last_items(split.train.take(out)) if n else None
+
+
 def forward_chaining(train: Sessions, bins: int = 4, seed: int | None = 0) -> Iterator[Fold]:
     """Yield `bins - 1` folds that go forward in time, for choosing settings without the test set (Harte et al., 2023).
 

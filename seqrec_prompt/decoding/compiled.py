@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from seqrec_prompt.decoding.trie import CatalogTrie, compile_trie
 from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
 from seqrec_prompt.ragged import LongArray, TokenLists
 
-LAYOUT = 1  # of the file; another number finds no old file
+LAYOUT = 2  # of the file; another number finds no old file
 ARRAYS = tuple(field.name for field in fields(CatalogTrie) if field.name != "sequences")
+FRAME = ("head", "tail", "offer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class CompiledCatalog:
         old, new = self.prompter, compile_template(self.prompter.template, items, tokenizer)
         lines = TokenLists.join([old.lines, new.lines])
         answers = lines if old.answers is old.lines else TokenLists.join([old.answers, new.answers])
-        prompter = Prompter(old.template, old.head, old.tail, lines, answers, old.end_token)
+        prompter = replace(old, lines=lines, answers=answers)
         return CompiledCatalog(prompter, compile_trie(answers, popularity))
 
 
@@ -50,6 +51,7 @@ def compile_catalog(
 ) -> CompiledCatalog:
     """Compile a catalog, or read it back if it was compiled before.
 
+    Not for Classify, whose answers are no items.
     popularity: (items,) orders items that share a title. cache: folder of compiled catalogs, by default
     `catalogs` in the package's cache; a file there is named by the hash of catalog, template, tokenizer and popularity.
     """
@@ -76,7 +78,7 @@ def _key(template: TemplateConfig, catalog: Catalog, tokenizer: Any, popularity:
 
 def _save(file: Path, compiled: CompiledCatalog) -> None:
     prompter, trie = compiled.prompter, compiled.trie
-    arrays = {name: getattr(trie, name) for name in ARRAYS} | {"head": prompter.head, "tail": prompter.tail}
+    arrays = {name: getattr(trie, name) for name in ARRAYS} | {name: getattr(prompter, name) for name in FRAME}
     lists = {"sequences": trie.sequences, "lines": prompter.lines}
     if prompter.answers is not prompter.lines:
         lists["answers"] = prompter.answers
@@ -103,5 +105,6 @@ def _load(file: Path, template: TemplateConfig) -> CompiledCatalog | None:
         return None  # damaged: it is compiled again and replaced
     end_token = int(arrays["end_token"][0]) if "end_token" in arrays else None
     lines = lists["lines"]
-    prompter = Prompter(template, arrays["head"], arrays["tail"], lines, lists.get("answers", lines), end_token)
+    frame = {name: arrays[name] for name in FRAME}
+    prompter = Prompter(template, lines=lines, answers=lists.get("answers", lines), end_token=end_token, **frame)
     return CompiledCatalog(prompter, trie)

@@ -46,13 +46,13 @@ class Prefixes:
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return Prefixes(*(np.concatenate(pair) for pair in pairs))
 
-    def kth(self, k: int, sessions: int) -> FloatArray:
-        """(sessions,) bound of each session's k-th best item; -inf while there are fewer."""
+    def kth(self, k: LongArray, sessions: int) -> FloatArray:
+        """(sessions,) bound of each session's k-th best item, k of each (sessions,); -inf while there are fewer."""
         order = np.lexsort((-self.bound, self.session))
         session = self.session[order]
         total = np.cumsum(self.weight[order])
         before = np.concatenate([[0], total])[np.searchsorted(session, np.arange(sessions))]
-        reached = total - before[session] >= k
+        reached = total - before[session] >= k[session]
         worst = np.full(sessions, -np.inf)
         np.maximum.at(worst, session[reached], self.bound[order][reached])
         return worst

@@ -30,13 +30,14 @@ Scoring = Literal["renormalised", "joint"]
 class PrefixScorer(Protocol):
     """What the search asks of an engine. A slot is the engine's number for a token it has read, with all before it.
 
-    A session that one `extend` leaves out is over: the engine may forget it.
+    A session that one `extend` leaves out is over, and the engine may forget it, unless `prefill` was told to `keep`.
     """
 
-    def prefill(self, prompts: Sequence[IntArray], shared: int = 0) -> LongArray:
+    def prefill(self, prompts: Sequence[IntArray], shared: int = 0, *, keep: bool = False) -> LongArray:
         """Begin one session per prompt, forgetting earlier ones; return (sessions,) the slot of each last token.
 
-        The first `shared` tokens are the same in all prompts, and most often in those of the next call, too.
+        The first `shared` tokens are the same in all prompts, and most often in those of the next call, too. keep:
+        remember all sessions until the next prefill.
         """
         ...
 
@@ -99,12 +100,35 @@ def search(
     under `joint` scores is weighed again. budget: tokens read a session after the prompt, at most; a search that
     spends it returns what it has, uncertified, with the gap. shared: first tokens that all prompts have in common.
     """
-    n = len(prompts)
+    return search_after(
+        engine, trie, engine.prefill(prompts, shared), k, scoring=scoring, bonus=bonus, filters=filters, width=width,
+        stride=stride, budget=budget,
+    )  # fmt: skip
+
+
+def search_after(
+    engine: PrefixScorer,
+    trie: CatalogTrie,
+    slots: LongArray,
+    k: int | LongArray,
+    *,
+    scoring: Scoring = "renormalised",
+    bonus: FloatArray | None = None,
+    filters: Filters | None = None,
+    width: int = 20,
+    stride: int = 8,
+    budget: int = 2000,
+) -> Found:
+    """Find the k best items after each slot (sessions,) of what the engine has read; k may differ by session.
+
+    The settings are those of `search`.
+    """
+    n = len(slots)
+    k = np.broadcast_to(np.asarray(k, np.int64), n)
     run = _Run(engine, trie, Eligible(trie, n, filters or Filters()), scoring, trie.highest_below(bonus))
     rounds, spent, room = np.zeros(n, np.int64), np.zeros(n, np.int64), np.full(n, budget)
     unseen = np.full(n, -np.inf)  # the best that was given up bounds everything not looked at
 
-    slots = engine.prefill(prompts, shared)
     inside = run.decide(np.arange(n), np.zeros(n, np.int64), np.zeros(n), slots, absolute=True)
     while True:
         worst = run.done.kth(k, n)
@@ -222,7 +246,7 @@ class _Run:
         self.open += prefixes[~complete]
 
 
-def _result(run: _Run, unseen: FloatArray, k: int, outside: FloatArray, counts: Counts) -> Found:
+def _result(run: _Run, unseen: FloatArray, k: LongArray, outside: FloatArray, counts: Counts) -> Found:
     n, trie, done = len(outside), run.trie, run.done
     order = np.lexsort((done.node, -done.bound, done.session))
     leaf = trie.lo[done.node[order]]
@@ -232,7 +256,7 @@ def _result(run: _Run, unseen: FloatArray, k: int, outside: FloatArray, counts: 
     keep = run.eligible.items(session, item)
     session, score, item = session[keep], score[keep], item[keep]
     first = np.searchsorted(session, np.arange(n))
-    keep = np.arange(len(session)) - first[session] < k
+    keep = np.arange(len(session)) - first[session] < k[session]
     session, score, item = session[keep], score[keep], item[keep]
     lengths = np.bincount(session, minlength=n)
     offsets = offsets_of(lengths)

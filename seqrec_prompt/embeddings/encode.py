@@ -7,8 +7,8 @@ settings and fsync, a block is one line, and no float passes through decimal dig
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from seqrec_prompt.errors import ModelError, TemplateError
 from seqrec_prompt.ragged import LongArray
 
 ITEM = "{item}"  # stands in a prompt where the item's text goes
-BLOCK = 512  # texts between two writes of the journal: the most that a stopped run has to repeat
+BLOCK = 512  # texts between two writes of the journal: the most that a killed run has to repeat
 # A batch of so many tokens uses a CPU as well as a larger one does; in a larger one this share is padding at most.
 LEAST, PADDING = 256, 0.05
 
@@ -76,14 +76,14 @@ def encode(
 
     lengths: (items,) tokens of each text. Each distinct text is read once, so equal texts have equal vectors to the
     last bit. Texts of like length are read together, the longest first: what does not fit the memory fails at once.
-    Raises ModelError naming the item whose vector is not finite; such a block is not kept.
+    Raises ModelError naming the item whose vector is not finite; its batch is not kept.
     """
     first: dict[str, int] = {}
     owner = np.array([first.setdefault(text, i) for i, text in enumerate(texts)], np.int64)
     vectors = np.empty((len(texts), embedder.dimension), np.float32)
     done = np.zeros(len(texts), np.bool_)
     for record in journal.records():
-        vectors[record["items"]] = _unpack(record["vectors"], embedder.dimension)
+        vectors[record["items"]] = vectors_of(record)
         done[record["items"]] = True
     unique = np.unique(owner)
     todo = unique[~done[unique]]
@@ -93,12 +93,17 @@ def encode(
     with tqdm(total=len(unique), initial=int(done.sum()), desc="embed", unit=" texts") as bar:
         for start in range(0, len(todo), BLOCK):
             block = todo[start : start + BLOCK]
-            for batch in batches(block, lengths, batch_tokens):
-                found = embedder.embed([texts[i] for i in batch.tolist()])
-                _require_finite(found, batch, texts, catalog)
-                vectors[batch] = found
-                bar.update(len(batch))
-            journal.append({"items": block.tolist(), "vectors": _pack(vectors[block])})
+            made = 0
+            try:
+                for batch in batches(block, lengths, batch_tokens):
+                    found = embedder.embed([texts[i] for i in batch.tolist()])
+                    _require_finite(found, batch, texts, catalog)
+                    vectors[batch] = found
+                    made += len(batch)
+                    bar.update(len(batch))
+            finally:  # what is there is kept, even when the rest of the block fails
+                if made:
+                    journal.append(record_of(block[:made], vectors[block[:made]]))
     return vectors[owner]
 
 
@@ -128,9 +133,12 @@ def _require_finite(vectors: VectorArray, items: LongArray, texts: Sequence[str]
         )
 
 
-def _pack(vectors: VectorArray) -> str:
-    return base64.b64encode(vectors.astype("<f4").tobytes()).decode("ascii")
+def record_of(items: LongArray, vectors: VectorArray) -> dict[str, Any]:
+    """The journal's record of the vectors (items, dimension) of `items`."""
+    packed = base64.b64encode(vectors.astype("<f4").tobytes()).decode("ascii")
+    return {"items": items.tolist(), "vectors": packed}
 
 
-def _unpack(text: str, dimension: int) -> VectorArray:
-    return np.frombuffer(base64.b64decode(text), "<f4").reshape(-1, dimension)
+def vectors_of(record: Mapping[str, Any]) -> VectorArray:
+    """(items, dimension) vectors of a journal's record."""
+    return np.frombuffer(base64.b64decode(record["vectors"]), "<f4").reshape(len(record["items"]), -1)

@@ -12,21 +12,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from seqrec_prompt.artifacts import Journal, is_done, manifest, peek_manifest, refuse_inputs_inside
-from seqrec_prompt.config import Config
+from seqrec_prompt.artifacts import Journal, hash_json, is_done, manifest, peek_manifest, refuse_inputs_inside
 from seqrec_prompt.embeddings.encode import ITEM
+from seqrec_prompt.engines.pricing import HOSTED_FIELDS, HostedConfig
+from seqrec_prompt.errors import ModelError
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.catalog import Catalog
     from seqrec_prompt.embeddings.encode import Embedder
 
 
-class EmbedConfig(Config):
+class EmbedConfig(HostedConfig):
     """Settings of `embed`."""
 
     data: Path = Field(description="directory made by 'prepare'")
     out: Path = Field(description="directory for the embeddings")
-    model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled)")
+    engine: Literal["local", "openai"] = Field(
+        "local",
+        description="'openai': a hosted model, at OpenAI or at a service that speaks its protocol; see 'hosted'",
+    )
+    model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled); hosted: the service's name")
     revision: str | None = Field(None, description="revision of a hub model")
     adapter: Path | None = Field(None, description="adapter made by 'finetune'; without it the model is used as it is")
     pooling: Literal["mean", "weighted-mean", "last", "own"] = Field(
@@ -46,6 +51,25 @@ class EmbedConfig(Config):
         "float32", description="of the model; in half precision a vector depends a little on what is read beside it"
     )
     overwrite: bool = Field(False, description="begin again although the output holds another run")
+    dimensions: int | None = Field(None, ge=1, description="of a hosted model's vectors, where it can shorten them")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hosted_models_pool_themselves(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("engine") == "openai":
+            return {"pooling": "own"} | values
+        return values
+
+    @model_validator(mode="after")
+    def _engine_takes_it(self) -> EmbedConfig:
+        if self.engine == "openai":
+            strange = [name for name in ("adapter", "revision") if getattr(self, name) is not None]
+            strange += ["pooling"] if self.pooling != "own" else []
+        else:
+            strange = [name for name in ("dimensions", *HOSTED_FIELDS) if name in self.model_fields_set]
+        if strange:
+            raise ValueError(f"'engine' {self.engine} has no use for {', '.join(map(repr, strange))}: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _belongs_together(self) -> EmbedConfig:
@@ -54,6 +78,12 @@ class EmbedConfig(Config):
         if self.pooling == "own" and self.adapter is not None:
             raise ValueError("'adapter' is for causal language models: leave it out, or choose another pooling")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what is made."""
+        # It does not matter how many are read together: a run that met the end of the memory goes on with fewer.
+        unused = {"batch_tokens"} | ({"engine", "dimensions", "base_url"} if self.engine == "local" else set())
+        return {name: value for name, value in super().identity().items() if name not in unused}
 
 
 def embed(config: EmbedConfig) -> Path:
@@ -67,15 +97,9 @@ def embed(config: EmbedConfig) -> Path:
     catalog = Dataset.load(config.data).catalog
     items = catalog.texts(config.attributes)  # before the heavy imports: what is wrong is told at once
 
-    from seqrec_prompt.engines.models import model_hash, trained_adapter
-
     # Of the data only the catalog goes in: another split has the same vectors.
-    inputs = {"data": catalog.hash, "model": model_hash(config.model, config.revision)}
-    if config.adapter is not None:
-        _, inputs["adapter"] = trained_adapter(config.adapter, config.model, inputs["model"])
-    # Nor does it matter how many are read together: a run that met the end of the memory goes on with fewer.
-    settings = {name: value for name, value in config.resolved().items() if name != "batch_tokens"}
-    wanted = manifest("embed", settings, inputs)
+    inputs = {"data": catalog.hash} | model_inputs(config)
+    wanted = manifest("embed", config.identity(), inputs)
     journal_file = config.out.with_name(config.out.name + ".journal")
     if is_done(config.out, peek_manifest(config.out), wanted, overwrite=config.overwrite):
         print(f"already embedded: {config.out}")
@@ -92,15 +116,36 @@ def embed(config: EmbedConfig) -> Path:
     return config.out
 
 
+def model_inputs(config: EmbedConfig) -> dict[str, str]:
+    """Hashes of the model and, if there is one, of the adapter trained on it."""
+    if config.engine == "openai":
+        return {"model": hash_json([config.base_url, config.model, config.dimensions])}
+
+    from seqrec_prompt.engines.models import model_hash, trained_adapter
+
+    inputs = {"model": model_hash(config.model, config.revision)}
+    if config.adapter is not None:
+        _, inputs["adapter"] = trained_adapter(config.adapter, config.model, inputs["model"])
+    return inputs
+
+
 def _fill(
     journal: Journal, config: EmbedConfig, items: list[str], catalog: Catalog, wanted: dict[str, Any]
 ) -> dict[str, Any]:
     from seqrec_prompt.embeddings.encode import encode, fit_texts
     from seqrec_prompt.embeddings.table import EmbeddingTable
 
-    embedder = _embedder(config)
+    hosted = None
+    if config.engine == "openai":
+        from seqrec_prompt.engines.hosted_embedder import HostedEmbedder
+
+        embedder: Embedder = (hosted := HostedEmbedder(config, config.model, config.dimensions))
+    else:
+        embedder = load_embedder(config)
     most = min(config.max_tokens, embedder.context)
     texts, lengths, cut = fit_texts(embedder, items, config.prompt, most)
+    if hosted is not None:
+        hosted.agree(texts, lengths, journal)
     started = time.monotonic()
     vectors = encode(embedder, texts, lengths, catalog, journal, config.batch_tokens)
     facts = {
@@ -112,11 +157,16 @@ def _fill(
         "batch_tokens": config.batch_tokens,
         "seconds": round(time.monotonic() - started, 1),
     }
+    if hosted is not None:
+        facts |= hosted.facts()
     EmbeddingTable(vectors, wanted | {"facts": facts}).save(config.out)
     return facts
 
 
-def _embedder(config: EmbedConfig) -> Embedder:
+def load_embedder(config: EmbedConfig) -> Embedder:
+    """Load the model, and the adapter, that reads texts as `config` says; ModelError when it is a hosted one."""
+    if config.engine == "openai":
+        raise ModelError("a hosted model reads no text without a quote: use embeddings of a local model here.")
     from seqrec_prompt.engines.embedder import CausalEmbedder, SentenceEmbedder
 
     if config.pooling == "own":

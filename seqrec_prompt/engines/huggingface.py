@@ -38,6 +38,7 @@ class _Trees:
     place: LongArray  # (slots,) its number in its group
     length: LongArray  # (slots,) tokens up to and including it, prompt included
     hidden: torch.Tensor  # (slots, hidden) its last hidden state
+    keep: bool  # whether sessions that an `extend` leaves out may come back
 
 
 class HuggingFaceEngine:
@@ -67,11 +68,11 @@ class HuggingFaceEngine:
         return cls(loaded.to(device=device(), dtype=torch_dtype(dtype)), load_tokenizer(model, revision))
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[IntArray], shared: int = 0) -> LongArray:
+    def prefill(self, prompts: Sequence[IntArray], shared: int = 0, *, keep: bool = False) -> LongArray:
         """Read the prompts; slots 0..n-1 are their last tokens.
 
         Prompts of like length are read together. Keys and values of the `shared` first tokens are kept from one call
-        to the next.
+        to the next, those of each session until it is left out of an `extend`, or with `keep` as long as the others.
         """
         self._trees = None  # what is over need not stand beside what begins
         lengths, n = np.array([len(prompt) for prompt in prompts], np.int64), len(prompts)
@@ -88,7 +89,7 @@ class HuggingFaceEngine:
             hidden[self._tensor(rows)] = states[self._tensor(own.offsets[1:] - 1)]
             group_of[rows], place[rows] = len(groups), np.arange(len(rows))
             groups.append(group)
-        self._trees = _Trees(groups, group_of, place, lengths, hidden)
+        self._trees = _Trees(groups, group_of, place, lengths, hidden, keep)
         return np.arange(n)
 
     @torch.inference_mode()
@@ -101,8 +102,11 @@ class HuggingFaceEngine:
         for number, group in enumerate(trees.groups):
             mine = np.flatnonzero(group_of_run == number)
             if not len(mine):
-                group.forget()
+                if not trees.keep:
+                    group.forget()
                 continue
+            if not trees.keep:
+                group.drop_finished(session[mine])
             part, first = runs.take(mine), len(group.visible)
             readings.append(group.branch(self.device, session[mine], trees.place[slot[mine]], part))
             order.append(ranges(runs.offsets[mine], part.lengths))

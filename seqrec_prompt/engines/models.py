@@ -148,11 +148,11 @@ def _modules(directory: Path) -> list[str]:
 
 
 def trained_adapter(adapter: Path, model: str, base: str) -> tuple[dict[str, Any], str]:
-    """The manifest and the hash of an adapter that `finetune` made; `base` is the hash of `model`.
+    """The manifest and the hash of an adapter that `finetune` or `prefer` made; `base` is the hash of `model`.
 
     Raises ModelError when its weights are missing or it was trained on another base model.
     """
-    trained, made = read_manifest(adapter, "finetune"), adapter_hash(adapter)
+    trained, made = read_manifest(adapter, "finetune", "prefer"), adapter_hash(adapter)
     if trained["inputs"]["model"] != base:
         raise ModelError(
             f"{adapter} was trained on another base model ('{trained['config']['model']}') than "
@@ -165,8 +165,13 @@ def with_adapter(model: Any, adapter: Path) -> Any:
     """Merge an adapter that 'finetune' made into its base model; a model that it trained as a whole is loaded."""
     if (adapter / "config.json").exists():
         return load_model(str(adapter), model.dtype)
+    return peft_model(model, adapter).merge_and_unload()
+
+
+def peft_model(model: Any, adapter: Path, *, trainable: bool = False) -> PeftModel:
+    """Put an adapter that 'finetune' made on its base model. Raises ModelError when it does not load."""
     try:
-        return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(

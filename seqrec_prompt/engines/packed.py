@@ -54,7 +54,6 @@ class Group:
 
     def branch(self, device: torch.device, session: LongArray, slot: LongArray, runs: TokenLists) -> Reading:
         """Lay out run i to be read after slot[i] of session[i]; each of its tokens becomes a slot, in their order."""
-        self._drop_finished(session)
         run = np.repeat(np.arange(len(runs)), runs.lengths)
         row = np.searchsorted(self.sessions, session)[run]
         order = np.argsort(row, kind="stable")
@@ -82,7 +81,8 @@ class Group:
         """Free keys and values: no session of the group goes on."""
         self.prompts, self.branches = [], []
 
-    def _drop_finished(self, session: LongArray) -> None:
+    def drop_finished(self, session: LongArray) -> None:
+        """Free keys and values of most sessions that are not in `session` (runs,), which go on."""
         going = np.unique(session)
         if 2 * len(going) > len(self.sessions):  # dropping copies what stays: not for each session that ends
             return

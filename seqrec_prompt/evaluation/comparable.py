@@ -92,10 +92,17 @@ def _check_data(paths: Sequence[Path], data: Path, dataset: Dataset) -> None:
     repeated = [str(path) for path, uses in Counter(path.resolve() for path in paths).items() if uses > 1]
     if repeated:
         raise DataError([f"{path}: given more than once" for path in repeated])
-    found = [(path, (read_file_manifest(path) or {}).get("inputs", {}).get("data")) for path in paths]
+    manifests = {path: read_file_manifest(path) or {} for path in paths}
+    trained = [path for path, made in manifests.items() if made.get("config", {}).get("part") == "train"]
+    if trained:
+        raise DataError(
+            [f"{path}: lists for train sessions, made with --part train" for path in trained],
+            "Only test sessions have a target to compare with. Make the file again without --part.",
+        )
+    found = {path: made.get("inputs", {}).get("data") for path, made in manifests.items()}
     other = [
         f"{path}: made from other data ({made_from[:12]}…; {data} is {dataset.hash[:12]}…)"
-        for path, made_from in found
+        for path, made_from in found.items()
         if made_from is not None and made_from != dataset.hash
     ]
     if other:

@@ -70,12 +70,12 @@ def _with_last_item(sessions: Sessions, prompter: Prompter, context: int) -> Ses
 
 @dataclass(frozen=True, eq=False)
 class Collator:
-    """Turns windows into padded batches.
+    """Turns windows, or cases of layout `ask`, into padded batches.
 
     Output: input_ids, attention_mask, labels, all (B, T). For `last_item` and `all_items` the labels are the tokens of
-    the targets. For `catalog` they only mark the first token of each target, so that counting labels counts items; the
-    loss reads `decisions` (D, 4): row, position of the state that decides, trie node it decides at, index of the right
-    child among the node's children.
+    the targets, with what ends a list. For `catalog` they only mark the first token of each target, so that counting
+    labels counts items; the loss reads `decisions` (D, 4): row, position of the state that decides, trie node it
+    decides at, index of the right child among the node's children.
     """
 
     prompter: Prompter
@@ -84,8 +84,11 @@ class Collator:
     pad_token: int
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Build the batch of `examples`, each {"items": catalog positions}."""
-        rows = [self._tokens(np.array(example["items"], np.int32)) for example in examples]
+        """Build the batch of `examples`, each {"items": catalog positions}.
+
+        Where there are "answers", all of the items stand in the prompt, with the "candidates"; else the last is asked.
+        """
+        rows = [self._tokens(example) for example in examples]
         longest = max(len(tokens) for tokens, _, _ in rows)
         input_ids = np.full((len(rows), longest), self.pad_token, np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
@@ -94,23 +97,25 @@ class Collator:
         for row, (tokens, starts, targets) in enumerate(rows):
             input_ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-            for start, item in zip(starts, targets, strict=True):
-                length = 1 if self.objective == "catalog" else len(self.prompter.answers[item])
-                labels[row, start : start + length] = tokens[start : start + length]
             if self.objective == "catalog":
+                labels[row, starts] = tokens[starts]
                 decisions.append(self._decisions(row, starts, targets))
+            else:  # targets stand one after the other, up to the end
+                labels[row, starts[0] : len(tokens)] = tokens[starts[0] :]
         batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
         if decisions:
             batch["decisions"] = np.concatenate(decisions)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
-    def _tokens(self, items: IntArray) -> tuple[IntArray, LongArray, IntArray]:
-        """Tokens of one example, where its targets start, and which items they are."""
-        prompter = self.prompter
+    def _tokens(self, example: Mapping[str, Any]) -> tuple[IntArray, LongArray, IntArray]:
+        """Tokens of one example, where its targets start, and which of the answers they are."""
+        prompter, items = self.prompter, np.array(example["items"], np.int32)
         if prompter.template.layout == "ask":
-            prompt = prompter.prompt(items[:-1])
-            tokens = np.concatenate([prompt, prompter.answers[int(items[-1])]])
-            return tokens, np.array([len(prompt)]), items[-1:]
+            shown, answers = (items, example["answers"]) if "answers" in example else (items[:-1], items[-1:])
+            prompt = prompter.prompt(shown, example.get("candidates"))
+            answers = np.array(answers, np.int32)
+            starts = len(prompt) + offsets_of(prompter.answers.lengths[answers])[:-1]
+            return np.concatenate([prompt, *prompter.answer(answers)]), starts, answers
         tokens = prompter.prompt(items)
         starts = len(prompter.head) + offsets_of(prompter.lines.lengths[items])[:-1]
         first = len(items) - 1 if self.objective == "last_item" else 1

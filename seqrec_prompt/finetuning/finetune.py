@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from seqrec_prompt.artifacts import (
-    MANIFEST,
-    hash_json,
-    is_done,
-    manifest,
-    peek_manifest,
-    refuse_inputs_inside,
-    same,
-    write_json,
-)
+from seqrec_prompt.artifacts import hash_json, manifest, refuse_inputs_inside
 from seqrec_prompt.config import Config
-from seqrec_prompt.errors import ModelError
-from seqrec_prompt.finetuning.validation import METRIC, ValidationConfig
+from seqrec_prompt.finetuning.training import TrainingConfig, losses, require_reporter, run
+from seqrec_prompt.prompting.cases import NEEDS, check_needs, input_hashes
 from seqrec_prompt.prompting.templates import TemplateConfig
-
-STARTED, LOG = "started.json", "log.json"
 
 
 class LoraConfig(Config):
@@ -40,13 +25,9 @@ class LoraConfig(Config):
     )
 
 
-class FinetuneConfig(Config):
+class FinetuneConfig(TrainingConfig):
     """Settings of `finetune`."""
 
-    data: Path = Field(description="directory made by 'prepare'")
-    out: Path = Field(description="directory for the adapter")
-    model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled)")
-    revision: str | None = Field(None, description="revision of a hub model")
     objective: Literal["last_item", "all_items", "catalog"] = Field(
         "catalog",
         description="what is learned: the last item's tokens, all items' tokens, or every decision in the catalog's "
@@ -58,40 +39,25 @@ class FinetuneConfig(Config):
         "al., 2024); a LoRA adapter over a base model in 4 bits (QLoRA, Dettmers et al., 2023); every weight, which "
         "wants a learning rate about ten times smaller",
     )
-    template: TemplateConfig = TemplateConfig()
-    lora: LoraConfig = LoraConfig()
-    context: int = Field(512, ge=16, description="longest training example in tokens")
-    epochs: float = Field(1.0, gt=0, description="passes over the training examples")
-    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
-    batch_size: int = Field(8, ge=1, description="examples a step and device")
-    gradient_accumulation: int = Field(1, ge=1, description="batches summed before a step")
-    learning_rate: float = Field(5e-4, gt=0, description="peak learning rate (AdamW)")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps that warm up")
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "linear", description="learning rate over the steps"
+    packing: bool = Field(
+        False,
+        description="lay short examples of a batch side by side in one row, none seeing another: the same loss, less "
+        "padding",
     )
-    gradient_checkpointing: bool = Field(False, description="less memory, about a third slower")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the frozen base model")
-    validation: ValidationConfig = ValidationConfig()
-    save_steps: int = Field(20, ge=1, description="steps between checkpoints; training goes on from the last one")
-    logging_steps: int = Field(10, ge=1, description="steps between log lines")
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field("none", description="where losses are sent")
-    seed: int = Field(0, ge=0, lt=2**32, description="order of the examples and start of the adapter")
-    overwrite: bool = Field(False, description="begin again although the output directory holds another run")
-
-    @model_validator(mode="after")
-    def _validation_falls_on_checkpoints(self) -> FinetuneConfig:
-        if self.validation.steps and self.save_steps % self.validation.steps:
-            raise ValueError(
-                f"'save_steps' is {self.save_steps}, no multiple of validation.steps {self.validation.steps}: the best "
-                "step must be one that is kept"
-            )
-        return self
+    template: TemplateConfig = TemplateConfig()
+    candidates: Path | None = Field(
+        None, description="GenList and Rank only: lists for the train sessions, made by 'recommend --part train'"
+    )
+    embeddings: Path | None = Field(None, description="Classify only: directory made by 'embed' of this catalog")
+    lora: LoraConfig = LoraConfig()
 
     @model_validator(mode="after")
     def _layout_fits(self) -> FinetuneConfig:
         if self.objective == "all_items" and self.template.layout != "continue":
             raise ValueError("objective 'all_items' needs template.layout 'continue': one sequence teaches every item")
+        if self.validation.steps and self.template.name != "GenItem":
+            raise ValueError(f"'validation.steps' judges GenItem only: leave it out with {self.template.name}")
+        check_needs(self.template, self.candidates, self.embeddings)
         return self
 
 
@@ -104,109 +70,24 @@ def finetune(config: FinetuneConfig) -> Path:
     """
     from seqrec_prompt.data.dataset import Dataset
 
-    refuse_inputs_inside(config.out, {"data": config.data, "model": config.model})
+    refuse_inputs_inside(config.out, {name: getattr(config, name) for name in ("data", "model", *NEEDS.values())})
+    require_reporter(config)
     data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
 
-    from accelerate import PartialState
-
     from seqrec_prompt.engines.models import model_hash
-    from seqrec_prompt.finetuning.setup import CHECKPOINTS, build_trainer
+    from seqrec_prompt.finetuning.setup import build_trainer
 
-    _use_all_cores()
-    process, checkpoints = PartialState(), config.out / CHECKPOINTS
     inputs = {
         "data": data.hash,
         "catalog": data.catalog.hash,
         "template": hash_json(config.template.resolved()),
         "model": model_hash(config.model, config.revision),
+        **input_hashes(config.candidates, config.embeddings),
     }
-    wanted = manifest("finetune", config.resolved(), inputs)
-    found = peek_manifest(config.out) or peek_manifest(config.out, STARTED)
-    if is_done(config.out, found, wanted, overwrite=config.overwrite) and (config.out / MANIFEST).exists():
-        print(f"already trained: {config.out}")
-        return config.out
-    process.wait_for_everyone()  # every process has looked before one writes
-    if process.is_main_process and config.overwrite and not _is_unfinished(config.out, wanted):
-        shutil.rmtree(config.out, ignore_errors=True)
-    process.wait_for_everyone()
-    started = time.monotonic()
-    trainer, facts = build_trainer(config, data)
-    if process.is_main_process:
-        write_json(config.out / STARTED, wanted)
-    checkpoint = _last_checkpoint(checkpoints)
-    if process.is_main_process and checkpoint:
-        print(f"going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if not all(weight.isfinite().all() for weight in trainer.model.parameters() if weight.requires_grad):
-        raise ModelError("Training diverged: the trained weights are not finite. Lower --learning-rate.")
-    trainer.save_model(str(config.out))
-    if process.is_main_process:
-        _tidy(config.out, config.model)
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
-        facts |= {
-            "steps": trainer.state.global_step,
-            "seconds": round(time.monotonic() - started, 1),
-            "loss": [entry["loss"] for entry in history[:1] + history[-1:]],
-            **(
-                {"best": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
-                if config.validation.steps
-                else {}
-            ),
-            "dtype": str(trainer.model.dtype).removeprefix("torch."),
-            "hardware": _hardware(),
-        }
-        if config.validation.steps:
-            facts |= {"validation": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
-        write_json(config.out / LOG, trainer.state.log_history)
-        write_json(config.out / MANIFEST, wanted | {"facts": facts})
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        (config.out / STARTED).unlink()
-        print(_summary(config, facts))
-    process.wait_for_everyone()
-    return config.out
-
-
-def _is_unfinished(out: Path, wanted: dict[str, Any]) -> bool:
-    """Whether `out` holds the beginning of this very run: then there is nothing to overwrite, it goes on."""
-    started = peek_manifest(out, STARTED)
-    if started is None or (out / MANIFEST).exists():
-        return False
-    return same(started, wanted)
-
-
-def _last_checkpoint(directory: Path) -> str | None:
-    """The newest complete checkpoint: its trainer state is written last, a torn one lacks it."""
-    complete = [file.parent for file in directory.glob("checkpoint-*/trainer_state.json")]
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
-
-
-def _tidy(out: Path, model: str) -> None:
-    """Let the adapter name its base as the user did (PEFT writes where this machine keeps it), and drop by-products."""
-    file = out / "adapter_config.json"
-    if file.exists():
-        write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": model})
-    (out / "README.md").unlink(missing_ok=True)  # PEFT's card names that place too, and says nothing else
-    (out / "training_args.bin").unlink(missing_ok=True)  # a pickle; the manifest says what was set
-
-
-def _use_all_cores() -> None:
-    """Undo the one thread a process that `accelerate launch` and `torchrun` set unasked, where there is no GPU."""
-    import torch
-
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
-    if launched and os.environ.get("OMP_NUM_THREADS") == "1" and not torch.cuda.is_available():
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-
-
-def _hardware() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-
-
-def _summary(config: FinetuneConfig, facts: dict[str, Any]) -> str:
-    unit = "nats an item" if config.objective == "catalog" else "nats a token"
-    losses = " → ".join(f"{loss:.2f}" for loss in facts["loss"])
     made = "model" if config.method == "full" else "adapter"
-    best = f"; {METRIC} {facts['validation']:.4f} at step {facts['best_step']}" if "validation" in facts else ""
-    return f"{made}: {config.out}  ({facts['steps']} steps, {facts['seconds']:.0f} s, loss {losses} {unit}{best})"
+    unit = "nats an item" if config.objective == "catalog" else "nats a token"
+
+    def summary(facts: dict[str, Any]) -> str:
+        return f"{made}: {config.out}  ({losses(facts, unit)})"
+
+    return run(config, manifest("finetune", config.resolved(), inputs), lambda: build_trainer(config, data), summary)

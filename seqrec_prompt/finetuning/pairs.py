@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,11 +11,14 @@ from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import atomic_file, is_done, manifest, peek_manifest, write_json
 from seqrec_prompt.config import Config
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template, messages, text
+from seqrec_prompt.data.lists import Candidates
+from seqrec_prompt.prompting.cases import Cases, check_needs, input_hashes, lessons, load_clusters, questions
+from seqrec_prompt.prompting.templates import TemplateConfig, compile_template, completion, messages, text
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.data.sessions import Holdout
+    from seqrec_prompt.embeddings.clusters import Clusters
 
 
 class PairsConfig(Config):
@@ -32,6 +35,21 @@ class PairsConfig(Config):
     context: int = Field(2048, ge=16, description="longest prompt with its completion, in tokens")
     overwrite: bool = Field(False, description="replace pairs made with other settings")
     template: TemplateConfig = TemplateConfig(layout="ask")
+    candidates: Path | None = Field(
+        None,
+        description="GenList and Rank only: lists for the sessions of 'part', made by 'recommend' for that part",
+    )
+    embeddings: Path | None = Field(None, description="Classify only: directory made by 'embed' of this catalog")
+
+    @model_validator(mode="after")
+    def _variant_is_possible(self) -> PairsConfig:
+        if self.part == "train" or self.template.name != "GenList":  # a test prompt of GenList needs no list
+            check_needs(self.template, self.candidates, self.embeddings)
+        elif self.candidates or self.embeddings:
+            raise ValueError("test prompts of GenList need neither 'candidates' nor 'embeddings': leave them out")
+        if self.targets == "all" and self.template.lists:
+            raise ValueError(f"{self.template.name} knows one list a session: set 'targets' to 'last'")
+        return self
 
     @model_validator(mode="after")
     def _messages_alternate(self) -> PairsConfig:
@@ -53,15 +71,22 @@ def pairs(config: PairsConfig) -> Path:
 
     data = Dataset.load(config.data)
     sidecar = config.out.with_name(config.out.name + ".manifest.json")
-    wanted = manifest("pairs", config.resolved(), {"data": data.hash})
+    inputs = {"data": data.hash, **input_hashes(config.candidates, config.embeddings)}
+    wanted = manifest("pairs", config.resolved(), inputs)
     found = peek_manifest(sidecar.parent, sidecar.name) if config.out.exists() else None
     if is_done(config.out, found, wanted, overwrite=config.overwrite):
         print(f"already written: {config.out}")
         return config.out
     template = config.template.model_copy(update={"chat": config.conversational})
+    candidates = Candidates.load(config.candidates, data, config.part) if config.candidates else None
+    clusters = load_clusters(template, config.embeddings, data)
+    written = build_pairs(
+        data, _cases(data, config), template, load_tokenizer(config.model), config.context,
+        make=lessons if config.part == "train" else questions, candidates=candidates, clusters=clusters,
+    )  # fmt: skip
     count = 0
     with atomic_file(config.out) as partial, partial.open("w", encoding="utf-8") as stream:
-        for pair in build_pairs(data, _cases(data, config), template, load_tokenizer(config.model), config.context):
+        for pair in written:
             stream.write(json.dumps(pair, ensure_ascii=False) + "\n")
             count += 1
         stream.flush()
@@ -71,24 +96,38 @@ def pairs(config: PairsConfig) -> Path:
 
 
 def build_pairs(
-    data: Dataset, cases: Holdout, template: TemplateConfig, tokenizer: Any, context: int
+    data: Dataset,
+    holdout: Holdout,
+    template: TemplateConfig,
+    tokenizer: Any,
+    context: int,
+    *,
+    make: Callable[..., Cases] = questions,
+    candidates: Candidates | None = None,
+    clusters: Clusters | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield {"prompt", "completion"} for each case, as text or, where `template.chat`, as chat messages.
 
-    When a prompt with its longest possible answer would pass `context` tokens, the oldest items go first; a completion
-    is never cut. Whoever tokenises this text may read special tokens in it, so those inside titles are broken up by a
-    space. Raises TemplateError when nothing fits.
+    make: `lessons` or `questions`. When a prompt with its longest possible answer would pass `context` tokens, the
+    oldest items go first; a completion is never cut. Whoever tokenises this text may read special tokens in it, so
+    those inside titles are broken up by a space. Raises TemplateError when nothing fits.
     """
-    prompter = compile_template(template, data.catalog, tokenizer)
+    names = clusters.names(data.catalog) if clusters else ()
+    prompter = compile_template(template, data.catalog, tokenizer, names)
+    cases = make(prompter, holdout, context, candidates, clusters)
     lines = [_harmless(line, tokenizer) for line in data.catalog.texts(template.attributes)]
-    answers = lines if template.layout == "continue" else [_harmless(t, tokenizer) for t in data.catalog.texts()]
-    for items, target in zip(prompter.fitting(cases.prompts, context), cases.targets.tolist(), strict=True):
+    answers = lines
+    if template.layout == "ask":
+        answers = [_harmless(title, tokenizer) for title in names or data.catalog.texts()]
+    for i, items in enumerate(cases.shown):
         history = [lines[item] for item in items.tolist()]
+        offered = [] if cases.candidates is None else [lines[item] for item in cases.candidates[i].tolist()]
+        answer = completion(template, [answers[number] for number in cases.answers[i].tolist()])
         if template.chat:
-            answer: Any = [{"role": "assistant", "content": answers[target]}]
-            yield {"prompt": messages(template, history), "completion": answer}
+            reply = [{"role": "assistant", "content": answer}]
+            yield {"prompt": messages(template, history, offered), "completion": reply}
         else:
-            yield {"prompt": text(template, history), "completion": answers[target]}
+            yield {"prompt": text(template, history, offered), "completion": answer}
 
 
 def _cases(data: Dataset, config: PairsConfig) -> Holdout:
@@ -97,11 +136,9 @@ def _cases(data: Dataset, config: PairsConfig) -> Holdout:
     from seqrec_prompt.data.sessions import Holdout, Sessions
     from seqrec_prompt.ragged import offsets_of, ranges
 
-    if config.part == "test":
-        return data.split.test
+    if config.part == "test" or config.targets == "last":
+        return data.split.cases(config.part)
     train = data.split.train.take(data.split.train.lengths >= 2)
-    if config.targets == "last":
-        return Holdout.of_last_items(train)
     # Every entry but a session's first is a target; its prompt is what stands before it.
     start = train.offsets[:-1][train.rows]
     entry = np.flatnonzero(np.arange(len(train.items)) > start)

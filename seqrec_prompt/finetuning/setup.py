@@ -10,19 +10,22 @@ from datasets import Dataset as HuggingFaceDataset
 from transformers import EarlyStoppingCallback
 from trl import SFTConfig
 
+from seqrec_prompt.data.lists import Candidates
+from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines.models import device, load_model, load_tokenizer, torch_dtype
 from seqrec_prompt.errors import ConfigError, DataError
 from seqrec_prompt.finetuning.examples import Collator, windows
+from seqrec_prompt.finetuning.packing import PackingCollator, refuse_mixing
 from seqrec_prompt.finetuning.trainers import CatalogTrainer, SessionTrainer
+from seqrec_prompt.finetuning.training import CHECKPOINTS, TrainingConfig
 from seqrec_prompt.finetuning.validation import METRIC, Validation, hold_out
+from seqrec_prompt.prompting.cases import Cases, lessons, load_clusters
 from seqrec_prompt.prompting.templates import compile_template
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.finetuning.finetune import FinetuneConfig
-
-CHECKPOINTS = "checkpoints"
 
 
 def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str, Any]]:
@@ -30,53 +33,38 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
 
     Raises DataError when there is nothing to train on, ConfigError for layers that the model does not have.
     """
-    if config.method == "qlora" and config.validation.steps and device().type == "cpu":
+    if config.method == "qlora" and device().type == "cpu" and (config.validation.steps or config.packing):
         # Seen with bitsandbytes 0.50 on AVX512: after a forward without gradients, later gradients are wrong.
-        raise ConfigError("'validation.steps' with method 'qlora' needs a GPU: 4-bit training goes wrong after it.")
+        name = "validation.steps" if config.validation.steps else "packing"
+        raise ConfigError(f"'{name}' with method 'qlora' needs a GPU: 4-bit training goes wrong after it.")
     tokenizer = load_tokenizer(config.model, config.revision)
-    prompter = compile_template(config.template, data.catalog, tokenizer)
-    trie = compile_trie(prompter.answers, data.popularity)
-    objective = "last_item" if config.template.layout == "ask" else config.objective
-    train, holdout = hold_out(data.split, config.validation, config.seed)
-    if config.validation.steps and holdout is None:
-        raise DataError(["no train session can be held out: there are fewer than ten"], "Leave out validation.steps.")
-    examples = windows(train, prompter, config.context, objective)
+    clusters = load_clusters(config.template, config.embeddings, data)
+    names = clusters.names(data.catalog) if clusters else ()
+    prompter = compile_template(config.template, data.catalog, tokenizer, names)
+    trie = compile_trie(prompter.answers, None if clusters else data.popularity)
+    train, holdout = train_and_holdout(data, config)
+    if config.template.layout == "ask":
+        candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
+        targets = Holdout.of_last_items(train.take(train.lengths >= 2))
+        examples: Sessions | Cases = lessons(prompter, targets, config.context, candidates, clusters)
+    else:
+        examples = windows(train, prompter, config.context, config.objective)
     if not len(examples):
         raise DataError(["no training examples: every train session has a single item"], "Prepare longer sessions.")
     facts = {"examples": len(examples), "trie": trie.describe()}
     print(f"{len(examples):,} training examples from {len(train):,} sessions; {trie.describe()}")
+    if isinstance(examples, Cases) and config.template.lists:
+        facts["lists"] = examples.describe()
+        print(f"lists of {facts['lists']}")
     arguments = SFTConfig(
-        output_dir=str(config.out / CHECKPOINTS),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup,
-        lr_scheduler_type=config.scheduler,
-        gradient_checkpointing=config.gradient_checkpointing,
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        eval_strategy="no" if holdout is None else "steps",
-        eval_steps=config.validation.steps,
-        load_best_model_at_end=holdout is not None,
-        metric_for_best_model=None if holdout is None else METRIC,
-        greater_is_better=True,
-        logging_steps=config.logging_steps,
-        logging_first_step=True,
-        report_to=config.report_to,
-        seed=config.seed,
-        use_cpu=device().type == "cpu",
-        bf16=False,  # the base model is loaded in its dtype, the adapter is float32
-        max_length=None,
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=device().type != "cpu",
+        **training_arguments(config, validated=holdout is not None), dataset_kwargs={"skip_prepare_dataset": True}
     )
     # Weights that are trained are float32 unless told otherwise: small steps are lost in half precision.
     whole = config.method == "full" and config.dtype == "auto"
     dtype = torch.float32 if whole else torch_dtype(config.dtype, training=True)
     model = load_model(config.model, dtype, config.revision, four_bits=config.method == "qlora")
+    if config.packing:
+        refuse_mixing(model)
     adapter = None
     if config.method != "full":
         adapter = peft.LoraConfig(
@@ -88,28 +76,87 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
             task_type="CAUSAL_LM",
         )
     options: dict[str, Any] = {"trie": trie} if config.objective == "catalog" else {}
+    options["clusters"] = clusters
     if holdout is not None:
-        options["validation"] = Validation(holdout, prompter, trie, tokenizer, config.validation)
-        options["eval_dataset"] = _as_dataset(holdout.prompts)
-        options["callbacks"] = [EarlyStoppingCallback(config.validation.patience)]
+        options |= judged_by(Validation(holdout, prompter, trie, tokenizer, config.validation))
+    collator: Any = Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0)
     trainer = (CatalogTrainer if config.objective == "catalog" else SessionTrainer)(
         model=model,
         args=arguments,
-        data_collator=Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0),
+        data_collator=PackingCollator(collator) if config.packing else collator,
         train_dataset=_as_dataset(examples),
         processing_class=tokenizer,
         peft_config=adapter,
         **options,
     )
-    if holdout is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise ConfigError(
-            "'validation.steps' needs the whole model on each device: leave it out with FSDP or DeepSpeed."
-        )
+    if holdout is not None:
+        refuse_shards(trainer)
     return trainer, facts
 
 
-def _as_dataset(sessions: Any) -> Any:
-    return HuggingFaceDataset.from_dict({"items": [items.tolist() for items in sessions]})
+def judged_by(validation: Validation) -> dict[str, Any]:
+    """Options that let a trainer be judged by `validation` and end when that no longer rises."""
+    return {
+        "validation": validation,
+        "eval_dataset": _as_dataset(validation.holdout.prompts),
+        "callbacks": [EarlyStoppingCallback(validation.config.patience)],
+    }
+
+
+def refuse_shards(trainer: Any) -> None:
+    """Raise ConfigError when no device holds the whole model, which a validation needs."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            "'validation.steps' needs the whole model on each device: leave it out with FSDP or DeepSpeed."
+        )
+
+
+def train_and_holdout(data: Dataset, config: TrainingConfig) -> tuple[Sessions, Holdout | None]:
+    """Return the sessions to train on and those to validate on, if wanted; DataError when there are too few."""
+    train, holdout = hold_out(data.split, config.validation, config.seed)
+    if config.validation.steps and holdout is None:
+        raise DataError(["no train session can be held out: there are fewer than ten"], "Leave out validation.steps.")
+    return train, holdout
+
+
+def training_arguments(config: TrainingConfig, *, validated: bool) -> dict[str, Any]:
+    """Settings of a run in the words of TRL's configurations."""
+    return {
+        "output_dir": str(config.out / CHECKPOINTS),
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup,
+        "lr_scheduler_type": config.scheduler,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "save_steps": config.save_steps,
+        "save_total_limit": 2,
+        "eval_strategy": "steps" if validated else "no",
+        "eval_steps": config.validation.steps,
+        "load_best_model_at_end": validated,
+        "metric_for_best_model": METRIC if validated else None,
+        "greater_is_better": True,
+        "logging_steps": config.logging_steps,
+        "logging_first_step": True,
+        "report_to": config.report_to,
+        "run_name": config.out.name,
+        "seed": config.seed,
+        "use_cpu": device().type == "cpu",
+        "bf16": False,  # the base model is loaded in its dtype, the adapter is float32
+        "max_length": None,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": device().type != "cpu",
+    }
+
+
+def _as_dataset(examples: Sessions | Cases) -> Any:
+    columns: dict[str, Any] = {"items": examples}
+    if isinstance(examples, Cases):
+        columns = {"items": examples.shown, "answers": examples.answers}
+        columns |= {"candidates": examples.candidates} if examples.candidates is not None else {}
+    return HuggingFaceDataset.from_dict({name: [row.tolist() for row in rows] for name, rows in columns.items()})
 
 
 def _target_modules(names: tuple[str, ...], model: Any) -> str | list[str]:

@@ -1,19 +1,29 @@
-"""TRL's SFTTrainer, judged by what it would recommend, and the same with the decoder's own score as its loss."""
+"""TRL's trainers, judged by what they would recommend, and one with the decoder's own score as its loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from trl import SFTTrainer
+from trl import DPOTrainer, SFTTrainer
 
 from seqrec_prompt.decoding.trie import CatalogTrie
+from seqrec_prompt.embeddings.clusters import CLUSTERS, Clusters
+from seqrec_prompt.finetuning.packing import PackingCollator
 
 
-class SessionTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose evaluation is `validation`: the model, adapters in place → metrics."""
+class _Judged:
+    """A trainer whose evaluation is `validation`: the model, adapters in place → metrics."""
+
+    accelerator: Any
+    args: Any
+    callback_handler: Any
+    log: Any
+    model: Any
+    state: Any
 
     def __init__(self, *args: Any, validation: Callable[[Any], dict[str, float]] | None = None, **kwargs: Any) -> None:
         self.control: Any = None
@@ -30,6 +40,33 @@ class SessionTrainer(SFTTrainer):  # type: ignore[misc]
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class SessionTrainer(_Judged, SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer on examples made of sessions; clusters: what prompt variant Classify answers with."""
+
+    def __init__(self, *args: Any, clusters: Clusters | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.clusters = clusters
+
+    def save_model(self, output_dir: str | None = None, **named: Any) -> None:
+        """Write the weights and, beside them, the clusters that the model answers with."""
+        super().save_model(output_dir, **named)
+        if self.clusters is not None and self.args.should_save:
+            self.clusters.save(Path(output_dir or self.args.output_dir) / CLUSTERS)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log without TRL's count of tokens where examples are packed: it takes a batch to be of one row."""
+        if isinstance(self.data_collator, PackingCollator):
+            self._metrics["train"].pop("num_tokens", None)
+        super().log(logs, start_time)
+
+
+class PreferenceTrainer(_Judged, DPOTrainer):  # type: ignore[misc]
+    """DPOTrainer on pairs that its collator turns into tokens, those of the compiled template."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset
 
 
 class CatalogTrainer(SessionTrainer):
@@ -49,8 +86,7 @@ class CatalogTrainer(SessionTrainer):
         """Return the batch's summed loss over the number of target items."""
         decisions = inputs.pop("decisions")
         outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            **{name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs},
             use_cache=False,
             output_hidden_states=True,
             # No position at all: the LM head runs below, where a decision is read.

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seqrec_prompt.config import Config
+from seqrec_prompt.data.lists import Candidates
+from seqrec_prompt.data.sessions import Holdout
+from seqrec_prompt.errors import DataError
+from seqrec_prompt.prompting.cases import Cases, check_needs, lessons, load_clusters, questions
 from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
 from seqrec_prompt.ragged import LongArray
 
@@ -27,16 +31,26 @@ class ValidateConfig(Config):
     revision: str | None = Field(None, description="revision of a hub model")
     objective: Literal["last_item", "all_items", "catalog"] = Field("catalog", description="as for 'finetune'")
     template: TemplateConfig = TemplateConfig()
+    candidates: Path | None = Field(
+        None, description="GenList and Rank only: lists for the train sessions, made by 'recommend --part train'"
+    )
+    embeddings: Path | None = Field(None, description="Classify only: directory made by 'embed' of this catalog")
     context: int = Field(512, ge=16, description="longest training example in tokens, as for 'finetune'")
     prompt_context: int = Field(2048, ge=16, description="longest prompt with a title, as for 'recommend'")
+
+    @model_validator(mode="after")
+    def _variant_is_possible(self) -> ValidateConfig:
+        check_needs(self.template, self.candidates, self.embeddings)
+        return self
 
 
 def validate(config: ValidateConfig) -> str:
     """Print, and return, what a training run would see; nothing is written and no weights are loaded.
 
     The catalog's titles that are shared, missing, or begin another; how many tokens titles, training examples and test
-    prompts take; what a context cuts off; the shortest, the median and the longest test prompt filled in. Raises the
-    errors that `finetune` and `recommend` would raise for this template, tokenizer and context.
+    prompts take; what a context cuts off; three filled-in prompts, the shortest, the median and the longest: of the
+    test sessions, or for variants whose answers are made (lists, clusters) of the training examples. Raises the errors
+    that `finetune` and `recommend` would raise for this template, tokenizer and context.
     """
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.decoding.trie import compile_trie
@@ -44,37 +58,54 @@ def validate(config: ValidateConfig) -> str:
     from seqrec_prompt.finetuning.examples import windows
 
     data = Dataset.load(config.data)
-    tokenizer = load_tokenizer(config.model, config.revision)
-    prompter = compile_template(config.template, data.catalog, tokenizer)
-    objective = "last_item" if config.template.layout == "ask" else config.objective
-    examples = windows(data.split.train, prompter, config.context, objective)
-    frame = len(prompter.head) + len(prompter.tail)
-    sizes = frame + np.add.reduceat(prompter.lines.lengths[examples.items], examples.offsets[:-1])
-    test = data.split.test
-    shown = prompter.fitting(test.prompts, config.prompt_context)
-    prompts = [prompter.prompt(items) for items in shown]
-    lengths = np.array([len(prompt) for prompt in prompts])
-    cut = int((shown.lengths < np.minimum(test.prompts.lengths, config.template.max_items)).sum())
-    older = int((test.prompts.lengths > config.template.max_items).sum())
+    template, tokenizer = config.template, load_tokenizer(config.model, config.revision)
+    clusters = load_clusters(template, config.embeddings, data)
+    prompter = compile_template(template, data.catalog, tokenizer, clusters.names(data.catalog) if clusters else ())
+    candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
+    train, test = data.split.train.take(data.split.train.lengths >= 2), data.split.test
+    if not len(train):
+        raise DataError(["no training examples: every train session has a single item"], "Prepare longer sessions.")
+    blocks = [_titles(data, prompter), f"trie: {compile_trie(prompter.answers).describe()}"]
+    if clusters is not None:
+        blocks += [histogram("items of a cluster", np.bincount(clusters.of))]
+    blocks += [histogram("tokens of a cluster's name" if clusters else "tokens of a title", prompter.answers.lengths)]
+    if template.layout == "ask":
+        shown = lessons(prompter, Holdout.of_last_items(train), config.context, candidates, clusters)
+        sizes = np.array([len(shown.prompt(i, prompter)) + len(shown.answer(i, prompter)) for i in range(len(shown))])
+        blocks += [f"{len(shown):,} training examples, with answers of {shown.describe()}"] if template.lists else []
+    else:
+        examples = windows(train, prompter, config.context, config.objective)
+        frame = len(prompter.head) + len(prompter.tail)
+        sizes = frame + np.add.reduceat(prompter.lines.lengths[examples.items], examples.offsets[:-1])
+    blocks += [histogram(f"tokens of a training example, at most {config.context}", sizes)]
+    if template.name != "Rank":  # which has candidates of their own for test sessions
+        asked = questions(prompter, test, config.prompt_context, None, clusters)
+        blocks += _test_prompts(prompter, asked, test, config.prompt_context)
+        shown = asked if template.name == "GenItem" else shown
+    lengths = np.array([len(shown.prompt(i, prompter)) for i in range(len(shown))])
     chosen = np.argsort(lengths, kind="stable")[[0, len(lengths) // 2, -1]][: min(SHOWN, len(lengths))]
-    blocks = [
-        _titles(data, prompter),
-        f"trie: {compile_trie(prompter.answers).describe()}",
-        histogram("tokens of a title", prompter.answers.lengths),
-        histogram(f"tokens of a training example, at most {config.context}", sizes),
-        histogram(f"tokens of a test prompt, without the title to come, at most {config.prompt_context}", lengths),
-        f"{older:,} of {len(test):,} test sessions are longer than template.max_items {config.template.max_items}; "
-        f"{cut:,} more lose items to the context. The most recent items stay.",
-    ]
     for name, row in zip(("shortest", "median", "longest"), chosen.tolist(), strict=False):
-        prompt, answer = prompts[row], prompter.answers[int(test.targets[row])]
+        answer = shown.answer(row, prompter)
         blocks.append(
-            f"--- {name} prompt: session {test.prompts.ids[row]}, {len(prompt)} tokens\n{tokenizer.decode(prompt)}"
+            f"--- {name} prompt: session {shown.shown.ids[row]}, {lengths[row]} tokens\n"
+            f"{tokenizer.decode(shown.prompt(row, prompter))}"
             f"\n--- to be answered, {len(answer)} tokens\n{tokenizer.decode(answer)}"
         )
     report = "\n\n".join(blocks)
     print(report)
     return report
+
+
+def _test_prompts(prompter: Prompter, asked: Cases, test: Holdout, context: int) -> list[str]:
+    most = prompter.template.max_items
+    lengths = np.array([len(asked.prompt(i, prompter)) for i in range(len(asked))])
+    cut = int((asked.shown.lengths < np.minimum(test.prompts.lengths, most)).sum())
+    older = int((test.prompts.lengths > most).sum())
+    return [
+        histogram(f"tokens of a test prompt, without the title to come, at most {context}", lengths),
+        f"{older:,} of {len(test):,} test sessions are longer than template.max_items {most}; "
+        f"{cut:,} more lose items to the context. The most recent items stay.",
+    ]
 
 
 def histogram(what: str, values: LongArray) -> str:
@@ -93,15 +124,15 @@ def histogram(what: str, values: LongArray) -> str:
 
 
 def _titles(data: Dataset, prompter: Prompter) -> str:
-    texts = data.catalog.texts()
+    texts, titles = data.catalog.texts(), prompter.lines if prompter.template.name == "Classify" else prompter.answers
     shared = len(texts) - len(set(texts))
     missing = sum(not title.strip() for title in data.catalog.titles)
     ordered = sorted(set(texts))
     begin = sum(later.startswith(text) for text, later in pairwise(ordered))
-    longest = int(prompter.answers.lengths.argmax())
+    longest = int(titles.lengths.argmax())
     return (
         f"{len(texts):,} items: {shared:,} share an earlier one's title (told apart by popularity), {missing:,} have "
         f"none (written as their id), {begin:,} titles begin another; all stay reachable.\n"
-        f"The longest title, {int(prompter.answers.lengths[longest]):,} tokens, is that of item "
+        f"The longest title, {int(titles.lengths[longest]):,} tokens, is that of item "
         f"{data.catalog.ids[longest]}: every prompt leaves room for it."
     )

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from seqrec_prompt.config import Config
 from seqrec_prompt.data.sessions import Holdout, Sessions, Split
+from seqrec_prompt.data.splits import validation_part
 from seqrec_prompt.decoding.eligible import Filters
 from seqrec_prompt.decoding.search import search
 from seqrec_prompt.decoding.trie import CatalogTrie
@@ -36,22 +37,8 @@ class ValidationConfig(Config):
 
 
 def hold_out(split: Split, config: ValidationConfig, seed: int) -> tuple[Sessions, Holdout | None]:
-    """Return the sessions to train on and those to validate on, drawn with `seed`.
-
-    Without a validation part of the data's own, a tenth of the train sessions is held out, as in Harte et al.
-    (RecSys'23): the last item is the target, and nothing of the session is trained on.
-    """
-    if config.steps is None:
-        return split.train, None
-    draw = np.random.default_rng(seed)
-    if split.validation is not None:
-        n = min(config.sessions, len(split.validation))
-        return split.train, split.validation.take(np.sort(draw.choice(len(split.validation), n, replace=False)))
-    able = np.flatnonzero(split.train.lengths >= 2)
-    n = min(config.sessions, len(able) // 10)
-    out = np.zeros(len(split.train), np.bool_)
-    out[draw.choice(able, n, replace=False)] = True
-    return split.train.take(~out), Holdout.of_last_items(split.train.take(out)) if n else None
+    """Return the sessions to train on and those to validate on: see `validation_part`."""
+    return (split.train, None) if config.steps is None else validation_part(split, config.sessions, seed)
 
 
 @dataclass(frozen=True, eq=False)

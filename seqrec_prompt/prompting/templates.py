@@ -1,8 +1,11 @@
-"""GenItem prompts: a session's items, one a line, then the next item.
+"""Prompts: a session's items, one a line, then what is asked for, in the four variants of Harte et al. (RecSys'23).
 
-Two layouts. `ask` is the paper's (Harte et al., RecSys'23, LLMSeqPrompt GenItem): the session stands in the prompt and
-the model answers with one title. `continue` lets the session be the beginning of a list that the model goes on with:
-one training sequence then teaches every item after the first.
+GenItem: the next title. GenList: a ranked list of titles. Classify: the cluster of items that the next one is of.
+Rank: candidates of another recommender, which the prompt shows, in order. Their wording lies in variants/*.yaml.
+
+Two layouts. `ask` is the paper's: the session stands in the prompt and the model answers. `continue`, for GenItem, lets
+the session be the beginning of a list that the model goes on with: one training sequence then teaches every item after
+the first.
 
 Text becomes tokens once per item, in the context it will stand in, and never as control: a title that contains
 `<|im_end|>` is read as those characters. A prompt is then a concatenation of arrays.
@@ -11,52 +14,104 @@ Text becomes tokens once per item, in the context it will stand in, and never as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+import yaml
+from pydantic import Field, field_validator, model_validator
 
 from seqrec_prompt.config import Config
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.errors import TemplateError
-from seqrec_prompt.ragged import IntArray, TokenLists, offsets_of
+from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of, places
 
 NEWLINE = "\n"
-# Stands for the session while the chat template is rendered; the text around it is what the model sees.
-PLACE = "\x02session\x03"
+# Stand for session and candidates while the chat template is rendered; the text around them is what the model sees.
+PLACE, OFFER = "\x02session\x03", "\x02candidates\x03"
+VARIANTS = Path(__file__).parent / "variants"
+# Of a context, less the template, this is the most that lists may take; the session has the rest.
+LISTS_SHARE = 0.5
 # Titles tokenised at once: token ids as Python integers take ten times the memory of an array.
 BLOCK = 8192
 
 
 class TemplateConfig(Config):
-    """How a session is written."""
+    """How a session is written and what is asked for; what is not set is as in the variant's file in variants/."""
 
-    name: Literal["GenItem"] = Field("GenItem", description="prompt variant")
-    layout: Literal["continue", "ask"] = Field(
-        "continue", description="'continue': the session is a list the model goes on with; 'ask': prompt and answer"
+    file: Path | None = Field(
+        None, exclude=True, description="YAML file with these settings; the ones given beside it win"
     )
+    name: Literal["GenItem", "GenList", "Classify", "Rank"] = Field("GenItem", description="prompt variant")
+    layout: Literal["continue", "ask"] = Field(
+        "continue", description="'continue', GenItem only: the session is a list the model goes on with; 'ask': prompt "
+        "and answer"
+    )  # fmt: skip
     chat: bool = Field(False, description="write the prompt through the model's chat template")
     instruction: str = Field("One shopping session, one item per line:", description="first line of the prompt")
     question: str = Field("The next item of this session:", description="last line of the prompt, layout 'ask' only")
+    choices: str = Field("Items that may come next, in no order:", description="line before the candidates, Rank only")
     attributes: tuple[str, ...] = Field((), description="catalog attributes written in brackets after each title")
     max_items: int = Field(20, ge=1, description="most recent items of a session that are written")
+    list_length: int = Field(20, ge=1, description="titles of a list, GenList; candidates of a prompt, Rank")
+    clusters: int = Field(200, ge=2, description="k-means clusters of the items' embeddings, Classify")
 
-    @field_validator("instruction", "question")
+    @model_validator(mode="before")
+    @classmethod
+    def _from_files(cls, values: Any) -> Any:
+        """Read `file` away: what counts, and is compared later, is what it says."""
+        if not isinstance(values, dict):
+            return values
+        file = values.get("file")
+        own = {} if file is None else _settings(Path(file))
+        given = {name: value for name, value in values.items() if name != "file"}
+        shipped = VARIANTS / f"{given.get('name', own.get('name', 'GenItem'))}.yaml"
+        return (_settings(shipped) if shipped.exists() else {}) | own | given
+
+    @field_validator("instruction", "question", "choices")
     @classmethod
     def _one_paragraph(cls, text: str) -> str:
-        if PLACE in text or not text.strip():
+        if PLACE in text or OFFER in text or not text.strip():
             raise ValueError("must be some text")
         return text
+
+    @model_validator(mode="after")
+    def _only_one_item_goes_on(self) -> TemplateConfig:
+        if self.name != "GenItem" and self.layout != "ask":
+            raise ValueError(f"{self.name} is asked for: template.layout is 'ask'")
+        return self
+
+    @property
+    def lists(self) -> bool:
+        """Whether an answer is several titles, one a line."""
+        return self.name in ("GenList", "Rank")
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Read a template file. Raises ValueError, which names the file, when it is none."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"{file}: {error.strerror}; template.file names a YAML file such as {VARIANTS}/*.yaml"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected 'key: value' lines, as in {VARIANTS}/*.yaml")
+    return content
 
 
 @dataclass(frozen=True, eq=False)
 class Prompter:
     """A template compiled for one catalog and one tokenizer.
 
-    head, tail: token ids around the session. lines: each item as a line of the session. answers: each item as it is
-    generated, end token included. In layout `continue` a line and an answer are the same tokens.
+    head, tail: token ids around the session. offer: those between session and candidates, Rank only. lines: each item
+    as a line of the prompt. answers: each item, or for Classify each cluster, as it is generated, end token included;
+    in a list the line break ends each title and `end_token` the list. In layout `continue` a line and an answer are the
+    same tokens.
     """
 
     template: TemplateConfig
@@ -65,58 +120,92 @@ class Prompter:
     lines: TokenLists
     answers: TokenLists
     end_token: int | None
+    offer: IntArray = field(default_factory=lambda: _ids([]))
 
-    def room(self, context: int) -> int:
-        """Tokens left for the session when the longest answer must still fit; TemplateError when none are."""
-        left = context - len(self.head) - len(self.tail) - int(self.answers.lengths.max())
-        if left < int(self.lines.lengths.max()):
+    def space(self, context: int) -> int:
+        """Tokens that a context leaves beside the template's own."""
+        return context - len(self.head) - len(self.offer) - len(self.tail)
+
+    def fitting(self, sessions: Sessions, context: int, reserved: LongArray | None = None) -> Sessions:
+        """Keep of each session the most recent items that fit; the oldest go first, a title is never cut.
+
+        reserved: (sessions,) tokens that candidates and answer take, by default those of the longest answer. Raises
+        TemplateError when it leaves no room for the longest title.
+        """
+        longest = int(self.answers.lengths.argmax())
+        taken = np.full(len(sessions), self.answers.lengths[longest]) if reserved is None else reserved
+        room = self.space(context) - taken
+        if room.min(initial=self.space(context) - self.answers.lengths[longest]) < self.lines.lengths.max():
+            kind = "cluster" if self.template.name == "Classify" else "item"
             raise TemplateError(
-                f"A context of {context} tokens is too short: the template takes {len(self.head) + len(self.tail)}, "
-                f"the longest title (item {int(self.answers.lengths.argmax())} of the catalog) "
-                f"{int(self.answers.lengths.max())}. Raise it with --context."
+                f"A context of {context} tokens is too short: the template takes {context - self.space(context)}, the "
+                f"longest title ({kind} {longest} of the catalog) {self.answers.lengths[longest]}, answer and choices "
+                f"up to {taken.max(initial=0)}. Raise it with --context."
             )
-        return left
-
-    def fitting(self, sessions: Sessions, context: int) -> Sessions:
-        """Keep of each session the most recent items that fit; the oldest go first, a title is never cut."""
         sessions = sessions.last(self.template.max_items)
         sizes = self.lines.lengths[sessions.items]
         ends = offsets_of(sizes)
         # Tokens from an entry to the end of its session: falling within a session, so what fits is a suffix.
         rest = ends[sessions.offsets[1:]][sessions.rows] - ends[:-1]
-        return sessions.select_items(rest <= self.room(context))
+        return sessions.select_items(rest <= room[sessions.rows])
 
-    def prompt(self, items: IntArray) -> IntArray:
-        """Token ids (tokens,) of the prompt that asks for the item after `items`."""
-        return np.concatenate([self.head, *(self.lines[item] for item in items), self.tail])
+    def shortened(self, lists: TokenLists, context: int) -> TokenLists:
+        """Keep the first `list_length` items of each list, or as many as half of the space holds, but at least one."""
+        place, ends = places(lists.lengths), offsets_of(self.list_cost(lists))
+        until = ends[1:] - ends[lists.offsets[:-1]][lists.rows]
+        fits = until <= LISTS_SHARE * self.space(context)
+        keep = (place < self.template.list_length) & (fits | (place == 0))
+        return TokenLists.by_row(lists.rows[keep], lists.tokens[keep], len(lists))
+
+    def list_cost(self, lists: TokenLists) -> LongArray:
+        """(entries,) tokens that each item of the lists takes: as an answer and, for Rank, as a candidate."""
+        cost: LongArray = self.answers.lengths[lists.tokens]
+        return cost + self.lines.lengths[lists.tokens] if self.template.name == "Rank" else cost
+
+    def taken(self, lists: TokenLists) -> LongArray:
+        """(lists,) tokens that each list takes of a context, its end token included."""
+        return 1 + np.bincount(lists.rows, self.list_cost(lists), len(lists)).astype(np.int64)
+
+    def prompt(self, items: IntArray, candidates: IntArray | None = None) -> IntArray:
+        """Token ids (tokens,) of the prompt that asks for what comes after `items`; candidates: Rank only."""
+        offered = [] if candidates is None else [self.offer, *(self.lines[item] for item in candidates)]
+        return np.concatenate([self.head, *(self.lines[item] for item in items), *offered, self.tail])
+
+    def answer(self, numbers: IntArray) -> list[IntArray]:
+        """Tokens of each answer, one after the other; a list is ended by the end token."""
+        closing = [_ids([self.end_token])] if self.template.lists and self.end_token is not None else []
+        return [*(self.answers[number] for number in numbers), *closing]
 
 
-def compile_template(template: TemplateConfig, catalog: Catalog, tokenizer: Any) -> Prompter:
+def compile_template(
+    template: TemplateConfig, catalog: Catalog, tokenizer: Any, clusters: Sequence[str] = ()
+) -> Prompter:
     """Tokenise a template's frame and every item in the context they will stand in.
 
-    `tokenizer` is a Hugging Face tokenizer. Raises TemplateError when the model has no chat template but one is wanted,
-    or when the tokenizer joins a title with the line break before it.
+    `tokenizer` is a Hugging Face tokenizer. clusters: their names, Classify only. Raises TemplateError when the model
+    has no chat template but one is wanted, or when the tokenizer joins a title with the line break before it.
     """
-    before, after = _frame(template, tokenizer)
-    texts = catalog.texts(template.attributes)
-    lines = _tokenise(tokenizer, texts, NEWLINE)
-    head = tokenizer(before, add_special_tokens=not template.chat)["input_ids"]
+    if (template.name == "Classify") != bool(clusters):
+        raise TemplateError(f"{template.name} has {'no' if clusters else 'only'} clusters for answers.")
+    before, offer, after = _frame(template, tokenizer)
+    lines = _tokenise(tokenizer, catalog.texts(template.attributes), NEWLINE)
+    head = _ids(tokenizer(before, add_special_tokens=not template.chat)["input_ids"])
     if template.layout == "continue":
-        return Prompter(template, _ids(head), _ids([]), lines, lines, None)
-    tail = tokenizer(NEWLINE + after, add_special_tokens=False)["input_ids"]
-    newline = tokenizer(NEWLINE, add_special_tokens=False)["input_ids"]
-    if tail[: len(newline)] != newline:
-        raise TemplateError("The tokenizer joins the line break before the question with what follows it.")
+        return Prompter(template, head, _ids([]), lines, lines, None)
+    tail, middle = _after_line(tokenizer, after), _after_line(tokenizer, offer)
     end_token = _end_token(template, tokenizer)
     # The answer is the title alone: attributes help to read a session, they are not to be generated.
-    titles = _tokenise(tokenizer, catalog.texts(), "")
-    tokens = np.insert(titles.tokens, titles.offsets[1:], end_token).astype(np.int32)
-    answers = TokenLists(tokens, offsets_of(titles.lengths + 1))
-    return Prompter(template, _ids(head), _ids(tail[len(newline) :]), lines, answers, end_token)
+    if template.lists:
+        answers = _tokenise(tokenizer, catalog.texts(), NEWLINE) if template.attributes else lines
+    else:
+        titles = _tokenise(tokenizer, clusters if template.name == "Classify" else catalog.texts(), "")
+        tokens = np.insert(titles.tokens, titles.offsets[1:], end_token).astype(np.int32)
+        answers = TokenLists(tokens, offsets_of(titles.lengths + 1))
+    return Prompter(template, head, tail, lines, answers, end_token, middle)
 
 
-def messages(template: TemplateConfig, lines: Sequence[str]) -> list[dict[str, str]]:
-    """Write a prompt as chat messages; `lines` are the session's items."""
+def messages(template: TemplateConfig, lines: Sequence[str], candidates: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Write a prompt as chat messages; `lines` are the session's items, `candidates` those of Rank."""
     if template.layout == "continue":
         opening = [{"role": "user", "content": template.instruction}]
         return (
@@ -124,31 +213,51 @@ def messages(template: TemplateConfig, lines: Sequence[str]) -> list[dict[str, s
             if lines
             else opening
         )
-    content = NEWLINE.join([template.instruction, *lines, template.question])
+    content = NEWLINE.join([template.instruction, *lines, *_offered(template, candidates), template.question])
     return [{"role": "user", "content": content}]
 
 
-def text(template: TemplateConfig, lines: Sequence[str]) -> str:
-    """Write a prompt as plain text; `lines` are the session's items."""
-    tail = [template.question] if template.layout == "ask" else []
+def text(template: TemplateConfig, lines: Sequence[str], candidates: Sequence[str] = ()) -> str:
+    """Write a prompt as plain text; `lines` are the session's items, `candidates` those of Rank."""
+    tail = [*_offered(template, candidates), template.question] if template.layout == "ask" else []
     return "".join(line + NEWLINE for line in [template.instruction, *lines, *tail])
 
 
-def _frame(template: TemplateConfig, tokenizer: Any) -> tuple[str, str]:
-    """Text before the session's first line and after its last, as the model sees it."""
+def completion(template: TemplateConfig, answers: Sequence[str]) -> str:
+    """Write an answer as text, without the end token: a title, or titles one a line."""
+    return "".join(answer + NEWLINE for answer in answers) if template.lists else "".join(answers)
+
+
+def _offered(template: TemplateConfig, candidates: Sequence[str]) -> list[str]:
+    return [template.choices, *candidates] if template.name == "Rank" else []
+
+
+def _frame(template: TemplateConfig, tokenizer: Any) -> tuple[str, str, str]:
+    """Text before the session's first line, between session and candidates, and after all, as the model sees it."""
     if not template.chat:
-        before, after = text(template, [PLACE]).split(PLACE + NEWLINE)
-        return before, after
-    if not tokenizer.chat_template:
+        rendered = text(template, [PLACE], [OFFER])
+    elif not tokenizer.chat_template:
         raise TemplateError("This model has no chat template. Set template.chat to false.")
-    if template.layout == "continue":
+    elif template.layout == "continue":
         rendered = tokenizer.apply_chat_template(messages(template, []), tokenize=False, add_generation_prompt=True)
-        return str(rendered), ""
-    rendered = tokenizer.apply_chat_template(messages(template, [PLACE]), tokenize=False, add_generation_prompt=True)
-    if rendered.count(PLACE + NEWLINE) != 1:
+        return str(rendered), "", ""
+    else:
+        asked = messages(template, [PLACE], [OFFER])
+        rendered = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    if rendered.count(PLACE + NEWLINE) != 1 or rendered.count(OFFER + NEWLINE) != (template.name == "Rank"):
         raise TemplateError("The model's chat template does not keep the user's message as it is.")
     before, after = rendered.split(PLACE + NEWLINE)
-    return before, after
+    offer, _, after = after.rpartition(OFFER + NEWLINE)
+    return before, offer, after
+
+
+def _after_line(tokenizer: Any, text: str) -> IntArray:
+    """Tokens of a part of the frame as it stands after a line break."""
+    newline = tokenizer(NEWLINE, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(NEWLINE + text, add_special_tokens=False)["input_ids"]
+    if ids[: len(newline)] != newline:
+        raise TemplateError("The tokenizer joins the line break after a title with the question that follows it.")
+    return _ids(ids[len(newline) :])
 
 
 def _end_token(template: TemplateConfig, tokenizer: Any) -> int:

@@ -24,7 +24,8 @@ class Recommendations:
     items: (total,) catalog positions, distinct within a list. scores: (total,) higher is better, not increasing.
     certified: (n,) True where the list is proven to be the exact top-k under the scorer.
     gap: (n,) best score anything unseen could still reach minus the last score of the list; ≤ 0 when certified.
-    provenance: how items were found (constrained | exact | normalised | fuzzy | embedding), one for all or (total,).
+    provenance: how items were found (constrained | exact | normalised | fuzzy | embedding | neighbour), one for all or
+        (total,).
     outside: (n,) probability that the model would name something that is no item; None when nothing was generated.
     """
 
@@ -131,3 +132,11 @@ class Fitted(Recommender, Protocol):
     def from_arrays(cls, arrays: Arrays, n_items: int, config: Any) -> Self:
         """Build it from what `arrays` gave, exactly as it was."""
         ...
+
+
+def mean_ndcg(lists: Recommendations, targets: IntArray) -> float:
+    """Mean NDCG over all places of the lists, one target a session: 1 / log2(rank + 1), 0 where it is not listed."""
+    rows = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+    hits = np.flatnonzero(lists.items == targets[rows])
+    places = hits - lists.offsets[rows[hits]]
+    return float((1 / np.log2(places + 2.0)).sum() / len(targets))

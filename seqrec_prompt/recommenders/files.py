@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from seqrec_prompt.artifacts import atomic_file
 from seqrec_prompt.data.catalog import Catalog
+from seqrec_prompt.data.lists import METADATA_KEY, parquet_manifest
 from seqrec_prompt.errors import ArtifactError, DataError
 from seqrec_prompt.ragged import offsets_of, places
 from seqrec_prompt.recommenders.base import Recommendations
@@ -36,7 +37,6 @@ SCHEMA = pa.schema(
         ("outside", pa.float64()),
     ]
 )
-METADATA_KEY = b"seqrec_prompt"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +63,9 @@ def read_file_manifest(path: Path) -> dict[str, Any] | None:
     if path.is_dir():
         raise ArtifactError(f"{path} is a directory; a recommendation file is a Parquet file.")
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        return parquet_manifest(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(f"{path} is not a Parquet file ({error}).") from None
-    manifest = json.loads(metadata.get(METADATA_KEY, b"{}"))
-    return manifest if isinstance(manifest, dict) else {}
 
 
 def read(path: Path, catalog: Catalog) -> RecommendationFile:

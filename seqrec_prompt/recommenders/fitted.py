@@ -22,16 +22,19 @@ from seqrec_prompt.embeddings.reduce import ARRAYS
 from seqrec_prompt.errors import ArtifactError
 from seqrec_prompt.recommenders.base import Fitted
 from seqrec_prompt.recommenders.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
-from seqrec_prompt.recommenders.hybrids import Blend, Parts, Switch
+from seqrec_prompt.recommenders.hybrids import Blend, Switch
 from seqrec_prompt.recommenders.markov import TransitionCounts
 from seqrec_prompt.recommenders.neighbors import SFSKNN, SKNN, SSKNN, VSKNN
 from seqrec_prompt.recommenders.popularity import MostPopular
+from seqrec_prompt.recommenders.sequential.recommender import BERT4Rec, GRU4Rec, SASRec, Sequential
+from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 from seqrec_prompt.recommenders.settings import SECTIONS, BlendConfig, HybridConfig, NeighborsConfig, SwitchConfig
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 PARTS = "parts"
-Kept = Fitted | LLMSeqSim | EmbeddingSKNN | Blend | Switch
-# All learn from train sessions, but for LLMSeqSim, which is made from embeddings, and EmbeddingSKNN, from both.
+Kept = Fitted | LLMSeqSim | EmbeddingSKNN | Sequential | Blend | Switch
+# Most learn from train sessions; LLMSeqSim is made from embeddings, EmbeddingSKNN from both, the sequential models may
+# use both, and the last two are made of others.
 RECOMMENDERS: dict[str, Any] = {
     "most-popular": MostPopular,
     "transition-counts": TransitionCounts,
@@ -41,6 +44,9 @@ RECOMMENDERS: dict[str, Any] = {
     "v-sknn": VSKNN,
     "llm-seq-sim": LLMSeqSim,
     "embedding-sknn": EmbeddingSKNN,
+    "sasrec": SASRec,
+    "bert4rec": BERT4Rec,
+    "gru4rec": GRU4Rec,
     "blend": Blend,
     "switch": Switch,
 }
@@ -48,6 +54,7 @@ SETTINGS: dict[str, type[Config]] = {
     "neighbors": NeighborsConfig,
     "similarity": SimilarityConfig,
     "embedding_neighbors": EmbeddingNeighborsConfig,
+    "sequential": SequentialConfig,
     "blend": BlendConfig,
     "switch": SwitchConfig,
 }  # section → what it holds
@@ -89,7 +96,7 @@ def load(directory: Path, data: Dataset) -> tuple[Kept, str]:
     return RECOMMENDERS[name].from_arrays(arrays, len(data.catalog), settings), hash_json(identity)
 
 
-def load_parts(directories: Sequence[Path], data: Dataset) -> tuple[Parts, list[str]]:
+def load_parts(directories: Sequence[Path], data: Dataset) -> tuple[tuple[Kept, Kept], list[str]]:
     """Read the two parts of a hybrid and their hashes, as `load` does."""
     (one, first), (other, second) = (load(directory, data) for directory in directories)
     return (one, other), [first, second]

@@ -1,4 +1,4 @@
-"""LLMSeqPrompt: the LLM continues the session, constrained to the catalog (Harte et al., RecSys'23)."""
+"""LLMSeqPrompt GenItem: the LLM continues the session, constrained to the catalog (Harte et al., RecSys'23)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.decoding.eligible import Filters
 from seqrec_prompt.decoding.frontier import FloatArray
 from seqrec_prompt.decoding.search import Found, PrefixScorer, Scoring, score_catalog, search
 from seqrec_prompt.decoding.trie import CatalogTrie
 from seqrec_prompt.prompting.templates import Prompter
+from seqrec_prompt.ragged import IntArray
 from seqrec_prompt.recommenders.base import Recommendations
 from seqrec_prompt.recommenders.rules import Rules
 
@@ -72,27 +74,23 @@ class LLMSeqPrompt:
 
     def batches(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Iterator[Recommendations]:
         """Yield the lists of `batch_size` sessions after the other."""
-        shown = self.prompter.fitting(sessions, self.context)
         for start in range(0, len(sessions), self.batch_size):
-            batch = np.arange(start, min(start + self.batch_size, len(sessions)))
-            prompts = [self.prompter.prompt(items) for items in shown.take(batch)]
-            part = sessions.take(batch)
-            found = search(
-                self.engine,
-                self.trie,
-                prompts,
-                k,
-                scoring=self.scoring,
-                bonus=self.bonus,
-                filters=self.rules.filters(part, exclude_seen=exclude_seen),
-                budget=self.budget,
-                shared=len(self.prompter.head),
-            )
+            part = sessions.take(np.arange(start, min(start + self.batch_size, len(sessions))))
+            prompts, found = self._decode(part, k, self.rules.filters(part, exclude_seen=exclude_seen))
             self.effort.add(sum(map(len, prompts)), found)
             yield Recommendations(
                 part.ids, found.offsets, found.items, found.scores, found.certified, found.gap, "constrained",
                 found.outside,
             )  # fmt: skip
+
+    def _decode(self, sessions: Sessions, k: int, filters: Filters) -> tuple[list[IntArray], Found]:
+        """The prompts of a batch, and its lists."""
+        prompts = [self.prompter.prompt(items) for items in self.prompter.fitting(sessions, self.context)]
+        found = search(
+            self.engine, self.trie, prompts, k, scoring=self.scoring, bonus=self.bonus, filters=filters,
+            budget=self.budget, shared=len(self.prompter.head),
+        )  # fmt: skip
+        return prompts, found
 
 
 def log_prior(engine: PrefixScorer, prompter: Prompter, trie: CatalogTrie, scoring: Scoring) -> FloatArray:

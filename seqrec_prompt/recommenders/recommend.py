@@ -1,4 +1,4 @@
-"""`recommend`: lists for the test sessions, from an LLM or from what `fit` made, into a Parquet file."""
+"""`recommend`: lists for the sessions of a part, from an LLM or from what `fit` made, into a Parquet file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.data.sessions import Sessions
     from seqrec_prompt.recommenders.base import Recommendations
-    from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
 
 FILTERS = ("deny", "allow", "out_of_stock")
 CHUNK = 64  # sessions between two writes of the journal: the most that a stopped run has to repeat
 # Settings that mean something to every recommender; the others are the LLM's.
-SHARED = ("data", "out", "recommender", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
+SHARED = ("data", "out", "recommender", "part", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
 
 
 class RecommendConfig(Config):
@@ -39,8 +38,11 @@ class RecommendConfig(Config):
     adapter: Path | None = Field(
         None, description="adapter made by 'finetune', which brings its template; without it the model is used as it is"
     )
+    part: Literal["test", "train"] = Field(
+        "test", description="sessions to continue; 'train': without their last item, for what 'prefer' learns to avoid"
+    )
     k: int = Field(20, ge=1, description="items a session")
-    max_sessions: int | None = Field(None, ge=1, description="only this many test sessions, drawn with --seed")
+    max_sessions: int | None = Field(None, ge=1, description="only this many of the sessions, drawn with --seed")
     scoring: Literal["renormalised", "joint"] = Field(
         "renormalised",
         description="'renormalised': the model's distribution over the catalog; 'joint': its own probability of every "
@@ -56,6 +58,12 @@ class RecommendConfig(Config):
     )
     out_of_stock: Path | None = Field(None, description="table of item_id: items that no session is given")
     template: TemplateConfig | None = Field(None, description="prompt; with an adapter, the one it was trained with")
+    candidates: Path | None = Field(
+        None, description="template Rank only: recommendations for the same sessions, which are put in order"
+    )
+    embeddings: Path | None = Field(
+        None, description="template Classify without an adapter only: directory made by 'embed' of this catalog"
+    )
     context: int = Field(2048, ge=16, description="longest prompt with a title, in tokens; older items go first")
     batch_size: int = Field(8, ge=1, description="sessions decoded together")
     budget: int = Field(2000, ge=1, description="tokens read after each prompt at most before a list goes uncertified")
@@ -74,7 +82,7 @@ class RecommendConfig(Config):
 
 
 def recommend(config: RecommendConfig) -> Path:
-    """Recommend k items for every test session; returns the Parquet file.
+    """Recommend k items for every session of a part; returns the Parquet file.
 
     Lists go into a journal beside the file as they are made; a stopped run goes on there, and the file appears when
     all are done.
@@ -87,10 +95,14 @@ def recommend(config: RecommendConfig) -> Path:
         return _recommend_fitted(config, config.recommender, data)
 
     from seqrec_prompt.engines.models import model_hash
+    from seqrec_prompt.prompting.cases import input_hashes
+    from seqrec_prompt.recommenders.variants import check_variant
 
     template, inputs = _template(config, model_hash(config.model, config.revision))
     inputs |= {"data": data.hash, "template": hash_json(template.resolved())}
     inputs |= {name: hash_file(file) for name in FILTERS if (file := getattr(config, name)) and file.exists()}
+    inputs |= input_hashes(config.candidates, config.embeddings)
+    check_variant(config, template)
     wanted = manifest("recommend", config.resolved(), inputs)
     found = files.read_file_manifest(config.out)
     journal_file = config.out.with_name(config.out.name + ".journal")
@@ -121,7 +133,7 @@ def _recommend_fitted(config: RecommendConfig, directory: Path, data: Dataset) -
     sessions = _drawn(config, data)
     started = time.monotonic()
     lists = recommender.recommend(sessions, config.k, exclude_seen=config.exclude_seen)
-    facts: dict[str, Any] = {"sessions": len(sessions), "test_sessions": len(data.split.test)}
+    facts: dict[str, Any] = {"sessions": len(sessions), "part_sessions": len(data.split.cases(config.part))}
     facts["seconds_a_session"] = (time.monotonic() - started) / max(len(sessions), 1)
     files.write(config.out, [lists], data.catalog, wanted | {"facts": facts})
     print(_summary(config, facts))
@@ -129,10 +141,10 @@ def _recommend_fitted(config: RecommendConfig, directory: Path, data: Dataset) -
 
 
 def _drawn(config: RecommendConfig, data: Dataset) -> Sessions:
-    """The test sessions, or max_sessions of them in the order of the data."""
+    """The sessions of the part, or max_sessions of them in the order of the data."""
     import numpy as np
 
-    sessions = data.split.test.prompts
+    sessions = data.split.cases(config.part).prompts
     if config.max_sessions is None or config.max_sessions >= len(sessions):
         return sessions
     drawn = np.random.default_rng(config.seed).choice(len(sessions), config.max_sessions, replace=False)
@@ -161,7 +173,7 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
     import numpy as np
     from tqdm import tqdm
 
-    from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+    from seqrec_prompt.recommenders.variants import build_recommender
 
     sessions = _drawn(config, data)
     done = sum(len(record["sessions"]) for record in journal.records())
@@ -172,8 +184,7 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
     with tqdm(total=len(sessions), initial=done, desc="recommend", unit=" sessions") as bar:
         for start in range(done, len(sessions), CHUNK):
             if recommender is None:
-                engine = HuggingFaceEngine.load(config.model, config.adapter, config.dtype, config.revision)
-                recommender = _recommender(config, data, template, engine)
+                recommender = build_recommender(config, data, template)
                 started = time.monotonic()
             part = sessions.take(np.arange(start, min(start + CHUNK, len(sessions))))
             # Sessions of like length are decoded together, so little is padded; the file keeps the data's order.
@@ -185,26 +196,10 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
             journal.append(_record(lists, np.argsort(order)))
     seconds = time.monotonic() - started
     fresh = len(sessions) - done
-    facts: dict[str, Any] = {"sessions": len(sessions), "test_sessions": len(data.split.test)}
+    facts: dict[str, Any] = {"sessions": len(sessions), "part_sessions": len(data.split.cases(config.part))}
     if recommender is not None:
         facts |= {"seconds_a_session": seconds / fresh, **recommender.effort.means()}
     return facts
-
-
-def _recommender(config: RecommendConfig, data: Dataset, template: TemplateConfig, engine: Any) -> LLMSeqPrompt:
-    from seqrec_prompt.decoding.compiled import compile_catalog
-    from seqrec_prompt.recommenders.prompt import LLMSeqPrompt, log_prior
-    from seqrec_prompt.recommenders.rules import load_rules
-
-    # Items that share a title are told apart by how often they occur in train.
-    compiled = compile_catalog(template, data.catalog, engine.tokenizer, data.popularity)
-    prompter, trie = compiled.prompter, compiled.trie
-    context = min(config.context, engine.context)
-    bonus = None
-    if config.prior_weight:
-        bonus = -config.prior_weight * log_prior(engine, prompter, trie, config.scoring)
-    rules = load_rules(data.catalog, config.deny, config.allow, config.out_of_stock)
-    return LLMSeqPrompt(engine, prompter, trie, context, config.scoring, bonus, rules, config.batch_size, config.budget)
 
 
 def _record(lists: list[Recommendations], order: Any) -> dict[str, Any]:
@@ -246,7 +241,7 @@ def _read(journal: Journal) -> Iterator[Recommendations]:
 
 
 def _summary(config: RecommendConfig, facts: dict[str, Any]) -> str:
-    text = f"recommendations: {config.out}  ({facts['sessions']:,} of {facts['test_sessions']:,} test sessions"
+    text = f"recommendations: {config.out}  ({facts['sessions']:,} of {facts['part_sessions']:,} {config.part} sessions"
     if "prompt_tokens" in facts:
         text += (
             f"; {facts['seconds_a_session']:.2f} s each: {facts['prompt_tokens']:.0f} prompt tokens, then "

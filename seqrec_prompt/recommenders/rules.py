@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from seqrec_prompt.data.catalog import Catalog
-from seqrec_prompt.data.readers import open_source
+from seqrec_prompt.data.lists import item_lists, read_items
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.decoding.eligible import BoolArray, Filters
-from seqrec_prompt.errors import DataError
 from seqrec_prompt.ragged import IntArray, TokenLists, offsets_of
 
 Lists = Mapping[str, IntArray]
@@ -55,40 +54,8 @@ def load_rules(
     """
     stock = None
     if out_of_stock is not None:
-        gone = _read(out_of_stock, catalog)[0]
+        gone = read_items(out_of_stock, catalog)[0]
         stock = np.ones(len(catalog), np.bool_)
         stock[gone[gone >= 0]] = False
-    return Rules(_lists(deny, catalog), _lists(allow, catalog), stock)
-
-
-def _lists(path: Path | None, catalog: Catalog) -> dict[str, IntArray]:
-    if path is None:
-        return {}
-    items, names = _read(path, catalog, "session_id")
-    found: dict[str, list[int]] = {name: [] for name in names}  # also those of which no item is known
-    for name, item in zip(names, items.tolist(), strict=True):
-        if item >= 0:
-            found[name].append(item)
-    return {name: np.array(positions, np.int32) for name, positions in found.items()}
-
-
-def _read(path: Path, catalog: Catalog, session_column: str | None = None) -> tuple[IntArray, list[str]]:
-    """Positions of the items of a table, -1 where the catalog does not have one, and their sessions."""
-    wanted = ["item_id"] if session_column is None else [session_column, "item_id"]
-    source = open_source(str(path))
-    missing = [name for name in wanted if name not in source.columns]
-    if missing:
-        known = ", ".join(source.columns)
-        raise DataError([f"{path}: no column '{name}' (it has: {known})" for name in missing])
-    table = source.read(wanted)
-    if table.ragged:
-        raise DataError([f"{path}: row {row}: {found} cells, not {cells}" for row, cells, found in table.ragged])
-    columns = table.columns
-    texts = columns["item_id"].to_pylist()
-    items = np.array([catalog.index.get(text, -1) for text in texts], np.int32)
-    strange = np.flatnonzero(items < 0)
-    if len(strange) == len(items):
-        raise DataError([f"{path}: column item_id: none of its {len(items):,} items is in the catalog"])
-    if len(strange):
-        print(f"{path}: {len(strange):,} of {len(items):,} items are not in the catalog, e.g. '{texts[strange[0]]}'")
-    return items, [] if session_column is None else columns[session_column].to_pylist()
+    denied, allowed = (item_lists(table, catalog) if table else {} for table in (deny, allow))
+    return Rules(denied, allowed, stock)

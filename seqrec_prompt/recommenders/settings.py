@@ -84,6 +84,9 @@ SECTIONS = {
     "v-sknn": "neighbors",
     "llm-seq-sim": "similarity",
     "embedding-sknn": "embedding_neighbors",
+    "sasrec": "sequential",
+    "bert4rec": "sequential",
+    "gru4rec": "sequential",
     "blend": "blend",
     "switch": "switch",
 }

@@ -64,7 +64,7 @@ class Scorer:
         logits = self.sharp * draw.normal(size=VOCABULARY)
         return logits - np.log(np.exp(logits).sum())
 
-    def prefill(self, prompts, shared=0):
+    def prefill(self, prompts, shared=0, *, keep=False):
         assert len({tuple(prompt[:shared].tolist()) for prompt in prompts}) <= 1, "what is shared is the same in all"
         self.prefixes = [(i, tuple(map(int, prompt))) for i, prompt in enumerate(prompts)]
         self.rounds, self.read = [set(range(len(prompts)))], dict.fromkeys(range(len(prompts)), 0)

@@ -156,6 +156,21 @@ def test_what_no_chosen_prefix_sees_is_left_out_of_attention(tiny_engine, monkey
     np.testing.assert_allclose(tiny_engine.logprobs(last, wanted.take(np.array([0]))), right, atol=1e-4)
 
 
+def test_sessions_that_are_kept_may_pause(tiny_engine):
+    """Of six sessions, in groups by length, one goes on alone; then the others do, each after its own tokens."""
+    prompts = [(20 + np.arange(i, i + size) % 90).astype(np.int32) for i, size in enumerate((3, 3, 4, 4, 400, 420))]
+    slots = tiny_engine.prefill(prompts, keep=True)
+    first = tiny_engine.extend(np.array([2]), slots[[2]], TokenLists.of([[40, 41]]))
+    others = np.array([0, 1, 3, 4, 5])
+    later = tiny_engine.extend(others, slots[others], TokenLists.of([[50, i] for i in range(5)]))
+    again = tiny_engine.extend(np.array([2]), first[[1]], TokenLists.of([[42]]))
+    texts = [[*prompts[row], 50, i] for i, row in enumerate(others)] + [[*prompts[2], 40, 41, 42]]
+    wanted = TokenLists.of([[11, 12, 13]] * 6)
+    right = [logprob_rows(tiny_engine.model, [int(t) for t in text], [0])[0][[11, 12, 13]] for text in texts]
+    got = tiny_engine.logprobs(np.array([*later[1::2], again[0]]), wanted)
+    np.testing.assert_allclose(got, np.concatenate(right), atol=1e-4)
+
+
 @pytest.mark.parametrize("shared", [1, 3, 9])
 def test_what_prompts_share_is_read_once(tiny_engine, shared, monkeypatch):
     """Whatever was shared in an earlier call, and also when a prompt is nothing but the shared beginning."""

@@ -163,6 +163,13 @@ def test_files_that_disagree_on_seen_items_are_refused(data, tmp_path):
         evaluate(config(data, one, two))
 
 
+def test_lists_for_train_sessions_are_refused(data, tmp_path):
+    """With leave-one-out train and test sessions have the same ids, so ids cannot tell."""
+    path = save(tmp_path / "r.parquet", PERFECT, data, part="train")
+    with pytest.raises(DataError, match=r"r\.parquet: lists for train sessions"):
+        evaluate(config(data, path))
+
+
 def test_a_file_of_other_data_is_refused(data, tmp_path):
     path = save(tmp_path / "r.parquet", PERFECT, data)
     prepared = json.loads((data / "manifest.json").read_text())

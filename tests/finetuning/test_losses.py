@@ -139,3 +139,51 @@ def test_tokens_are_those_of_trl(trainer_of, tiny_engine, tmp_path, layout, chat
             rest
             == {"ask": {False: "", True: "\n"}, "continue": {False: "<|im_end|>", True: "<|im_end|>\n"}}[layout][chat]
         )
+
+
+def test_the_last_items_loss_is_trls_own_on_completions(trainer_of, tiny_model, tokenizer, tmp_path):
+    """TRL gets the same prompts and titles as text, and pads, masks and averages on its own."""
+    from datasets import Dataset as HuggingFaceDataset
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    template = TemplateConfig(layout="ask")
+    trainer, data = trainer_of(objective="last_item", template=template)
+    titles = data.catalog.texts()
+    draw = np.random.default_rng(5)
+    rows = [draw.integers(ORDINARY, len(titles), size=n).tolist() for n in (2, 9, 4, 3)]
+    pairs = [{"prompt": text(template, [titles[i] for i in row[:-1]]), "completion": titles[row[-1]]} for row in rows]
+    theirs = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32),
+        args=SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_length=None, completion_only_loss=True),
+        train_dataset=HuggingFaceDataset.from_list(pairs),
+        processing_class=tokenizer,
+    )
+    expected = loss_of(theirs, theirs.data_collator(list(theirs.train_dataset)))
+    assert loss_of(trainer, trainer.data_collator([{"items": row} for row in rows])) == pytest.approx(
+        expected, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("objective", ["all_items", "catalog"])
+def test_gradient_checkpointing_changes_neither_loss_nor_gradients(trainer_of, objective, packing):
+    found = []
+    for checkpointing in (True, False):
+        trainer, _ = trainer_of(objective=objective, packing=packing, gradient_checkpointing=checkpointing)
+        if checkpointing:
+            trainer.model.gradient_checkpointing_enable()  # as `train` does before its first step
+        assert trainer.model.get_base_model().is_gradient_checkpointing == checkpointing
+        generator = torch.Generator().manual_seed(0)
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+        batch = trainer.data_collator([{"items": [16, 17, 18]}, {"items": [19, 20]}, {"items": [21, 22]}])
+        loss = trainer.compute_loss(trainer.model.train(), dict(batch))
+        loss.backward()
+        gradients = {name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad}
+        found.append((loss.item(), gradients))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
+    assert any(gradient.abs().max() > 0 for gradient in found[1][1].values())
+    for name, gradient in found[1][1].items():
+        torch.testing.assert_close(found[0][1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)

@@ -89,3 +89,23 @@ def test_any_text_ends_as_an_item_or_rejected(text):
 def test_an_answer_of_several_lines_is_a_list():
     assert entries("1. One\n\n  \n2. Two\r\nThree") == ["1. One", "2. Two", "Three"]
     assert entries(" \n") == []
+
+
+def test_what_no_words_match_goes_to_the_nearest_item_that_is_near_enough():
+    asked = []
+
+    def nearest(texts):
+        asked.append(list(texts))
+        return np.array([3, 8, 1][: len(texts)]), np.array([0.5, 0.39, 0.4][: len(texts)])
+
+    grounder = Grounder(CATALOG, POPULARITY, nearest=nearest, least_cosine=0.4)
+    texts = ["Dove", "2. something blue", "Dove Bodywash", "", "Dove", "bees", "☆☆☆"]
+    found = grounder(texts)
+    # Each text once, as an entry; of the items that share item 3's title the most popular one.
+    assert asked == [["Dove", "something blue", "bees"]]
+    assert found.items.tolist() == [4, -1, 4, -1, 4, 1, 7]
+    named = ["embedding", "rejected", "fuzzy", "rejected", "embedding", "embedding", "exact"]
+    assert found.provenance.tolist() == named
+    np.testing.assert_array_equal(found.cosine, [0.5, 0.39, np.nan, np.nan, 0.5, 0.4, np.nan])
+    assert grounder(["Dove Body Wash"]).items.tolist() == [4]
+    assert len(asked) == 1  # with nothing left over no model is asked

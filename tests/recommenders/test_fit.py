@@ -24,7 +24,8 @@ from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
-NAMES = [name for name in fitted.RECOMMENDERS if name not in (*FROM_EMBEDDINGS, *HYBRIDS)]
+SEQUENTIAL = ["sasrec", "bert4rec", "gru4rec"]  # which are trained: tests/recommenders/sequential
+NAMES = [name for name in fitted.RECOMMENDERS if name not in (*FROM_EMBEDDINGS, *SEQUENTIAL, *HYBRIDS)]
 
 
 @pytest.fixture(scope="module")

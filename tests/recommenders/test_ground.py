@@ -2,11 +2,17 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seqrec_prompt.data.dataset import Dataset
-from seqrec_prompt.errors import ArtifactError, DataError
+from seqrec_prompt.embeddings.table import EmbeddingTable
+from seqrec_prompt.engines.embed import EmbedConfig, embed
+from seqrec_prompt.errors import ArtifactError, DataError, ModelError
 from seqrec_prompt.evaluation.evaluate import EvaluateConfig, evaluate
 from seqrec_prompt.recommenders.files import read, read_file_manifest
 from seqrec_prompt.recommenders.ground import GroundConfig, ground
@@ -116,3 +122,81 @@ def test_what_does_not_fit_is_named(grounded, data, tmp_path):
         grounded(None, answers=tmp_path / "none.csv")
     with pytest.raises(DataError, match="no answers"):
         grounded([])
+
+
+@pytest.fixture(scope="module")
+def embeddings(dataset_dir, tiny_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("embeddings") / "table"
+    return embed(EmbedConfig(data=dataset_dir, model=str(tiny_model), out=out, prompt="A {item} B"))
+
+
+def cosines(embeddings, data, tiny_model, text):
+    """(items,) by one plain forward of the text in the table's prompt, later tokens weighing more."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(tiny_model)(f"A {text} B", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        states = model(ids, output_hidden_states=True).hidden_states[-1][0].numpy()
+    weight = np.arange(1, len(states) + 1)
+    vector = (states * weight[:, None]).sum(axis=0)
+    table = EmbeddingTable.load(embeddings, data.catalog).vectors
+    return table @ vector / np.linalg.norm(table, axis=1) / np.linalg.norm(vector)
+
+
+def test_with_embeddings_every_text_becomes_an_item_and_lists_are_full(grounded, data, embeddings, tiny_model, capsys):
+    one, other = plain_titles(data, 2)
+    texts, ids = data.catalog.texts(), data.catalog.ids
+    session = data.split.test.prompts.ids[0]
+    rows = [(session, text) for text in (texts[one], "Baking soda 500 g", texts[one], texts[other])]
+    near = cosines(embeddings, data, tiny_model, "Baking soda 500 g")
+    guessed = int(near.argmax())
+    assert texts.count(texts[guessed]) == 1
+    assert guessed not in (one, other)
+    path = grounded(rows, k=6, embeddings=embeddings, refill="full")
+    table = pq.read_table(path).to_pylist()
+    assert [row["item_id"] for row in table[:2]] == [ids[one], ids[guessed]]
+    assert table[3]["item_id"] == ids[other]
+    assert [row["provenance"] for row in table] == [
+        "exact",
+        "embedding",
+        "neighbour",
+        "exact",
+        "neighbour",
+        "neighbour",
+    ]
+    assert len({row["item_id"] for row in table}) == 6
+    facts = read_file_manifest(path)["facts"]
+    assert (facts["hallucinated_share"], facts["duplicate_share"]) == (0.25, 0.25)  # of the text, whatever it became
+    assert (facts["replaced"], facts["filled"], facts["short_lists"]) == (1, 2, 0)
+    assert facts["nearest_cosine"]["0.5"] == pytest.approx(near.max(), abs=1e-4)
+    assert "1 named twice; 1 replaced, 2 filled, 0 lists shorter than 6" in capsys.readouterr().out
+
+    plain = grounded(rows, k=6, embeddings=embeddings, refill="none", least_cosine=1, overwrite=True)
+    assert pq.read_table(plain)["item_id"].to_pylist() == [ids[one], ids[other]]
+    without = read_file_manifest(plain)["facts"]
+    assert [without[name] for name in ("hallucinated_share", "duplicate_share")] == [0.25, 0.25]
+    assert without["provenance"] == {"exact": 3, "rejected": 1}
+
+
+def test_embeddings_that_no_longer_fit_are_refused(grounded, data, embeddings, tiny_model, tmp_path, monkeypatch):
+    rows = [(data.split.test.prompts.ids[0], "Baking soda")]
+    monkeypatch.setattr("seqrec_prompt.engines.models.model_hash", lambda *_: "other")
+    with pytest.raises(ArtifactError, match=r"made with another model than .*tiny_model.*Run 'seqrec-prompt embed'"):
+        grounded(rows, embeddings=embeddings)
+    assert not (tmp_path / "grounded.parquet").exists()
+    with pytest.raises(ArtifactError, match="expected a directory made by 'embed'"):
+        grounded(rows, embeddings=tmp_path / "nothing")
+
+
+def test_a_model_whose_vectors_are_not_finite_is_named(grounded, data, embeddings, monkeypatch):
+    def broken(self, texts):
+        return np.full((len(texts), self.dimension), np.nan, np.float32)
+
+    monkeypatch.setattr("seqrec_prompt.engines.embedder.CausalEmbedder.embed", broken)
+    with pytest.raises(ModelError, match="vector of the answer 'Baking soda' is not finite"):
+        grounded([(data.split.test.prompts.ids[0], "Baking soda")], embeddings=embeddings)
+
+
+@pytest.mark.parametrize("changes", [{"refill": "full"}, {"least_cosine": 0.5}])
+def test_what_needs_embeddings_says_so(grounded, changes):
+    with pytest.raises(ValidationError, match=f"'{next(iter(changes))}' needs --embeddings"):
+        grounded([], **changes)

@@ -99,7 +99,7 @@ def test_every_session_gets_k_distinct_real_items(config_of, data, k, exclude_se
         assert all(row["certified"] and row["gap"] <= 0 for row in rows)
     made = read_file_manifest(config.out)
     assert made["config"] == config.resolved()
-    assert (made["facts"]["sessions"], made["facts"]["test_sessions"]) == (12, 12)
+    assert (made["facts"]["sessions"], made["facts"]["part_sessions"]) == (12, 12)
 
 
 @pytest.mark.parametrize("tuned", [False, True])
@@ -332,3 +332,18 @@ def test_a_run_that_fails_at_once_leaves_nothing(config_of, tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
         recommend(config_of(deny=tmp_path / "nowhere.csv"))
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_train_sessions_are_continued_without_their_last_item(config_of, data, capsys):
+    """The lists are those that the same prompts would get as test sessions."""
+    path = recommend(config_of(part="train", max_sessions=5))
+    assert "(5 of 30 train sessions" in capsys.readouterr().out
+    train = {name: items[:-1] for name, items in zip(data.split.train.ids, data.split.train, strict=True)}
+    found = items_of(path)
+    assert len(found) == 5
+    engine = HuggingFaceEngine.load(config_of().model, dtype="float32")
+    compiled = compile_catalog(TemplateConfig(), data.catalog, engine.tokenizer, data.popularity)
+    alone = LLMSeqPrompt(engine, compiled.prompter, compiled.trie, 2048)
+    sessions = Sessions.build(list(found), [train[name].tolist() for name in found])
+    lists = alone.recommend(sessions, 5, exclude_seen=False)
+    assert [[data.catalog.ids[item] for item in items] for items in lists] == list(found.values())

@@ -1,0 +1,101 @@
+"""What reads a session: (B, L, d) item vectors, padded on the right, to (B, L, d) states.
+
+Positions are counted from the end of a session, so that the newest item is always at the same one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
+
+
+class Positions(nn.Module):
+    """Adds a learned vector for the place of an item, counted from the end, to item vectors scaled by √d."""
+
+    def __init__(self, config: SequentialConfig, more: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.max_items + more, config.dim))
+        nn.init.xavier_normal_(self.weight)
+        self.scale = config.dim**0.5
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """x: (B, L, d), lengths: (B,). Padding gets the last item's place: what is there is read by nobody."""
+        from_end = lengths[:, None] - 1 - torch.arange(x.shape[1], device=x.device)
+        states: torch.Tensor = self.dropout(x * self.scale + F.embedding(from_end.clamp(min=0), self.weight))
+        return states
+
+
+class Block(nn.Module):
+    """A transformer layer, normalised first."""
+
+    def __init__(self, config: SequentialConfig, *, causal: bool) -> None:
+        super().__init__()
+        d = config.dim
+        self.heads, self.rate, self.causal = config.heads, config.dropout, causal
+        self.before_attention, self.before_layers = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.layers = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * d, d))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+        """x: (B, L, d). real: (B, 1, 1, L) False at padding, or None where causality hides it already."""
+        b, length, d = x.shape
+        q, k, v = self.qkv(self.before_attention(x)).view(b, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        rate = self.rate if self.training else 0.0
+        # (B, heads, L, d / heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real, dropout_p=rate, is_causal=self.causal)
+        x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(b, length, d)))
+        states: torch.Tensor = x + self.dropout(self.layers(self.before_layers(x)))
+        return states
+
+
+class Transformer(nn.Module):
+    """SASRec (Kang & McAuley, 2018) when causal, else BERT4Rec (Sun et al., 2019), whose sessions end in a mask."""
+
+    def __init__(self, config: SequentialConfig, *, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+        self.positions = Positions(config, more=0 if causal else 1)
+        self.blocks = nn.ModuleList(Block(config, causal=causal) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(B, L, d) → (B, L, d)."""
+        real = None
+        if not self.causal and bool((lengths != x.shape[1]).any()):
+            real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[:, None, None]
+        x = self.positions(x, lengths)
+        for block in self.blocks:
+            x = block(x, real)
+        states: torch.Tensor = self.norm(x)
+        return states
+
+
+class GRU(nn.Module):
+    """GRU4Rec (Hidasi et al., 2016) on whole sessions; it needs no positions."""
+
+    def __init__(self, config: SequentialConfig) -> None:
+        super().__init__()
+        between = config.dropout if config.layers > 1 else 0.0
+        self.scale = config.dim**0.5
+        self.gru = nn.GRU(config.dim, config.dim, config.layers, batch_first=True, dropout=between)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """(B, L, d) → (B, L, d)."""
+        states: torch.Tensor = self.norm(self.dropout(self.gru(self.dropout(x * self.scale))[0]))
+        return states
+
+
+def build_encoder(kind: str, config: SequentialConfig) -> nn.Module:
+    """The encoder of 'sasrec', 'bert4rec' or 'gru4rec'."""
+    return GRU(config) if kind == "gru4rec" else Transformer(config, causal=kind == "sasrec")

@@ -1,0 +1,91 @@
+"""Settings of the sequential models. Apart from the models, so that `--help` need not load torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from seqrec_prompt.config import Config
+
+
+class ItemsConfig(Config):
+    """Where the vectors of the items come from; all but 'random' need `--embeddings`."""
+
+    start: Literal["random", "llm_init", "adapter", "alphafuse"] = Field(
+        "random",
+        description="learned from a random start; learned from reduced LLM embeddings (LLM2BERT4Rec; Harte et al., "
+        "2023); frozen LLM embeddings under a learned adapter; frozen leading directions of the LLM embeddings beside "
+        "learned ones (AlphaFuse; Hu et al., 2025)",
+    )
+    reduction: Literal["pca", "whiten_pca", "random_projection", "lda"] = Field(
+        "whiten_pca", description="llm_init only: how LLM embeddings come down to 'dim'"
+    )
+    attribute: str | None = Field(None, description="catalog attribute that holds the classes of reduction 'lda'")
+    frozen: float = Field(0.5, gt=0, lt=1, description="alphafuse only: share of 'dim' that stays as the LLM has it")
+    permuted: bool = Field(
+        False, description="control: give each item the LLM embedding of another, drawn with --sequential.seed"
+    )
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> ItemsConfig:
+        if (self.start == "llm_init" and self.reduction == "lda") != (self.attribute is not None):
+            raise ValueError("'attribute' and reduction 'lda' of start 'llm_init' need each other")
+        if self.start == "random" and self.permuted:
+            raise ValueError("'permuted' is the control of LLM embeddings; start 'random' has none")
+        return self
+
+
+class SequentialConfig(Config):
+    """Settings of SASRec, BERT4Rec and GRU4Rec."""
+
+    dim: int = Field(64, ge=1, description="width of items and layers")
+    layers: int = Field(2, ge=1, description="layers of the encoder")
+    heads: int = Field(1, ge=1, description="attention heads; not used by gru4rec")
+    dropout: float = Field(0.2, ge=0, lt=1, description="of item vectors, attention and layers")
+    max_items: int = Field(50, ge=1, description="newest items of a session that are read")
+    items: ItemsConfig = ItemsConfig()
+
+    temperature: float | None = Field(
+        None, gt=0, description="score by the cosine of state and item over this; none: by their dot product"
+    )
+    loss: Literal["softmax", "sampled_softmax", "gbce"] = Field(
+        "softmax",
+        description="cross-entropy over all items, never whole in memory; over the target and 'negatives' (for "
+        "millions of items); binary cross-entropy with 'negatives', calibrated (gSASRec; Petrov & Macdonald, 2023)",
+    )
+    negatives: int = Field(256, ge=1, description="sampled_softmax, gbce: items drawn uniformly for every target")
+    calibration: float = Field(0.75, ge=0, le=1, description="t of gbce: 0 is plain BCE, 1 fully calibrated")
+    mask_probability: float = Field(0.2, gt=0, lt=1, description="bert4rec only: share of items to be guessed")
+    mask_last: float = Field(
+        0.1, ge=0, le=1, description="bert4rec only: share of sessions of which the last item alone is to be guessed"
+    )
+
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    clip_norm: float | None = Field(None, gt=0, description="longest gradient; none: as it comes")
+    batch_size: int = Field(128, ge=1, description="sessions a step, over all devices")
+    epochs: int = Field(200, ge=1, description="passes over the sessions at most")
+    patience: int | None = Field(
+        10,
+        ge=1,
+        description="epochs without a better validation NDCG@20 before training ends; none: train all epochs, "
+        "without validation, and keep the last",
+    )
+    validation_sessions: int = Field(
+        2000, ge=1, description="sessions judged each epoch: of the validation part, or else a tenth held out of train"
+    )
+    exclude_seen: bool = Field(True, description="leave a session's own items out of the validation lists")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the matrix products while training: on a CPU those of the full softmax alone"
+    )
+    compile: bool = Field(False, description="compile the encoder with torch.compile")
+    seed: int = Field(0, ge=0, lt=2**32, description="start of the weights, order, dropout, masks and negatives")
+
+    @model_validator(mode="after")
+    def _width_can_be_shared(self) -> SequentialConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"'dim' {self.dim} is no multiple of 'heads' {self.heads}")
+        if self.dim == 1 and self.items.start == "alphafuse":
+            raise ValueError("start 'alphafuse' needs a 'dim' of 2 or more: one part is frozen, one learned")
+        return self
