@@ -64,7 +64,7 @@ VERBS = {
     "fit": Verb(
         "seqrec_prompt.recommenders.fit",
         "FitConfig",
-        "fit a recommender that asks no LLM: popularity, neighbours, embeddings, SASRec, BERT4Rec, GRU4Rec",
+        "fit a recommender that asks no LLM: popularity, neighbours, embeddings, SASRec and its like, hybrids",
         "seqrec-prompt fit --data runs/data --recommender v-sknn --out runs/v-sknn",
     ),
     "recommend": Verb(

@@ -42,7 +42,7 @@ def measure(recommender: Recommender, holdout: Holdout, n_items: int, *, exclude
     seconds = time.process_time() - start
     # Novelty and serendipity are not shown, so what is counted for them does not matter.
     means = evaluate_lists(lists, holdout.targets, np.ones(n_items, np.int64), n_items, (10, 20)).means
-    values = {f"{metric}@{k}": float(means[k][metric]) for k in (10, 20) for metric in ("ndcg", "hr")}
+    values = {f"{metric}@{k}": float(means[k][metric]) for k in (10, 20) for metric in ("ndcg", "hr", "coverage")}
     return values | {"cpu_seconds": seconds, "short": float((np.diff(lists.offsets) < K).mean())}
 
 

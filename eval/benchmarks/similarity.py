@@ -1,9 +1,9 @@
-"""LLMSeqSim: how many sessions a second one core answers, at the size of Amazon Beauty and random vectors.
+"""LLMSeqSim: how many sessions a second one core answers, at the size of Amazon Beauty and with a million items.
 
 python eval/benchmarks/similarity.py --out eval/results/similarity.md
 
-Neither the values of the vectors nor the items of the sessions change the work: exact similarities of all items, then
-the k best. Needs no data.
+The vectors are random. In exact search neither their values nor the items of the sessions change the work: all
+similarities, then the k best. Each row is measured in a process of its own. Needs no data; with the extra [faiss].
 """
 
 from __future__ import annotations
@@ -14,83 +14,156 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+import faiss
 import numpy as np
 import torch
-from _measure import commit
+from _measure import commit, table
 
-from seqrec_prompt.artifacts import manifest, write_text
-from seqrec_prompt.data.catalog import Catalog
+from seqrec_prompt.artifacts import write_text
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.embeddings.table import EmbeddingTable
+from seqrec_prompt.recommenders.cells import PROBES, Cells
+from seqrec_prompt.recommenders.nearest import BLOCK, ROWS
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 SESSIONS, ITEMS, K = 4_469, 12_101, 20
-SIMILARITIES: tuple[Literal["cosine", "dot", "euclidean"], ...] = ("cosine", "dot", "euclidean")
+MANY, ASKED, CENTRES = 1_000_000, 1_000, 10_000
 
 
 def main() -> None:
-    """Measure every dimension and similarity in a process of its own, and write the page."""
+    """Measure every row in a process of its own, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="page to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--one", nargs=2, metavar=("DIM", "SIMILARITY"), help="measure this alone and print it")
+    parser.add_argument("--threads", type=int, default=1, help="of torch and faiss; numpy minds OMP_NUM_THREADS")
+    parser.add_argument("--beauty", nargs=2, metavar=("DIM", "SIMILARITY"), help="measure this alone and print it")
+    parser.add_argument("--million", metavar="SEARCH", help="measure this alone and print it")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    if given.one:
-        print(one(int(given.one[0]), given.one[1], given.seed))
-        return
-    rows = []
-    for dimension in (384, 1_536):
-        for similarity in SIMILARITIES:
-            command = [sys.executable, *sys.argv, "--one", str(dimension), similarity]
-            rows.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
-            print(rows[-1])
-    write_text(given.out, "\n".join(page(rows, given.seed)) + "\n")
+    torch.set_num_threads(given.threads)
+    faiss.omp_set_num_threads(given.threads)
+    if given.beauty:
+        print("|".join(beauty(int(given.beauty[0]), given.beauty[1], given.seed)))
+    elif given.million:
+        print("|".join(million(given.million, given.seed)))
+    else:
+        settings = [("--beauty", str(d), s) for d in (384, 1_536) for s in ("cosine", "dot", "euclidean", "faiss")]
+        first = [_alone(*words) for words in settings]
+        second = [_alone("--million", search) for search in ("exact", "ivf", "faiss")]
+        write_text(given.out, "\n".join(page(first, second, given.seed, given.threads)) + "\n")
 
 
-def one(dimension: int, similarity: Literal["cosine", "dot", "euclidean"], seed: int) -> str:
-    """One row of the table: the median of five runs, each over all sessions."""
+def beauty(dimension: int, similarity: Any, seed: int) -> list[str]:
+    """One row of the first table: the median of five runs, each over all sessions."""
     draw = np.random.default_rng(seed)
-    vectors = draw.normal(size=(ITEMS, dimension)).astype(np.float32)
+    vectors = draw.standard_normal((ITEMS, dimension), np.float32)
     lengths = 1 + draw.geometric(1 / 7.9, SESSIONS)  # Beauty has 8.9 items a session
-    sessions = Sessions.build([str(i) for i in range(SESSIONS)], [draw.integers(ITEMS, size=n) for n in lengths])
-    catalog = Catalog([str(i) for i in range(ITEMS)], [""] * ITEMS)
-    table = EmbeddingTable(vectors, manifest("embed", {}, {}))
-    started = time.perf_counter()
-    recommender = LLMSeqSim.fit(table, catalog, SimilarityConfig(similarity=similarity))
-    fitting = time.perf_counter() - started
+    sessions = _sessions([draw.integers(ITEMS, size=n) for n in lengths])
+    name, run = _way(vectors, sessions, similarity)
+    cpu, added = _timed(run, 5)
+    return [f"{dimension:,}", name, _spread(cpu), f"{SESSIONS / np.median(cpu):,.0f}", f"{added:.2f}"]
+
+
+def million(search: Any, seed: int) -> list[str]:
+    """One row of the second table: MANY items around CENTRES points, each session of items around one of them."""
+    draw = np.random.default_rng(seed)
+    centre = draw.integers(CENTRES, size=MANY)
+    vectors = draw.standard_normal((MANY, 384), np.float32)
+    centres = draw.standard_normal((CENTRES, 384), np.float32)
+    for start in range(0, MANY, ROWS):
+        vectors[start : start + ROWS] += centres[centre[start : start + ROWS]]
+    near = np.argsort(centre, kind="stable")
+    starts = np.searchsorted(centre[near], draw.integers(CENTRES, size=ASKED))
+    sessions = _sessions([near[start : start + 1 + draw.geometric(1 / 7.9)] for start in starts])
+    started = time.process_time()
+    if search == "ivf":
+        config = SimilarityConfig(search="ivf", probes=PROBES)
+        made = LLMSeqSim(vectors, np.arange(MANY), config, Cells.build(vectors, "cosine", PROBES).pack())
+        name, run = f"LLMSeqSim, ivf, {PROBES} of 1,000 cells", _asked(made, sessions)
+    else:
+        name, run = _way(vectors, sessions, "cosine" if search == "exact" else search)
+    fitting = time.process_time() - started
+    cpu, added = _timed(run, 1)
+    recall = "1"
+    if search == "ivf":
+        exact = LLMSeqSim(vectors, np.arange(MANY), SimilarityConfig()).recommend(sessions, K, exclude_seen=True)
+        both = [len(set(a) & set(b)) for a, b in zip(run(), exact, strict=True)]
+        recall = f"{np.mean(both) / K:.3f}"
+    return [name, _spread(cpu), f"{ASKED / cpu[0]:,.0f}", recall, f"{fitting:.0f}", f"{added:.2f}"]
+
+
+def _way(vectors: Any, sessions: Sessions, similarity: Any) -> tuple[str, Callable[[], Any]]:
+    """LLMSeqSim, or the peer: faiss's exact index, given the sessions' vectors and keeping seen items."""
+    place = np.arange(len(vectors))
+    if similarity != "faiss":
+        made = LLMSeqSim(vectors, place, SimilarityConfig(similarity=similarity))
+        return f"LLMSeqSim, {similarity}", _asked(made, sessions)
+    queries = LLMSeqSim(vectors, place, SimilarityConfig()).session_vectors(sessions)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    return "faiss IndexFlatIP", lambda: index.search(queries, K)
+
+
+def _asked(made: LLMSeqSim, sessions: Sessions) -> Callable[[], Any]:
+    made.recommend(sessions.take(np.arange(1)), K, exclude_seen=True)  # the first call loads what is searched
+    return lambda: made.recommend(sessions, K, exclude_seen=True)
+
+
+def _sessions(lists: Any) -> Sessions:
+    return Sessions.build([str(i) for i in range(len(lists))], [items.tolist() for items in lists])
+
+
+def _timed(run: Callable[[], Any], times: int) -> tuple[list[float], float]:
+    """CPU seconds of each run, and GB by which the peak memory of the process rose."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(5):
+    cpu = []
+    for _ in range(times):
         started = time.process_time()
-        recommender.recommend(sessions, K, exclude_seen=True)
-        seconds.append(time.process_time() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    median = float(np.median(seconds))
-    return (
-        f"| {dimension:,} | {similarity} | {median:.2f} ({min(seconds):.2f}–{max(seconds):.2f}) | "
-        f"{SESSIONS / median:,.0f} | {fitting:.2f} | {(peak - before) / 2**20:.2f} |"
-    )
+        run()
+        cpu.append(time.process_time() - started)
+    return cpu, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
 
 
-def page(rows: list[str], seed: int) -> list[str]:
+def _spread(seconds: list[float]) -> str:
+    least, most = min(seconds), max(seconds)
+    return f"{np.median(seconds):.2f}" + (f" ({least:.2f}–{most:.2f})" if len(seconds) > 1 else "")
+
+
+def _alone(*words: str) -> list[str]:
+    command = [sys.executable, *sys.argv, *words]
+    row = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().split("|")
+    print(*row, sep=" | ", flush=True)
+    return row
+
+
+def page(first: list[list[str]], second: list[list[str]], seed: int, threads: int) -> list[str]:
     """The result page."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "faiss-cpu"))
     return [
         "# LLMSeqSim",
         "",
-        f"The {K} nearest of {ITEMS:,} items to each of {SESSIONS:,} sessions (the sizes of Amazon Beauty), seen items "
-        "left out, harmonic weights, random vectors. CPU seconds of one core: median of five runs (least–most). Added: "
-        "what recommending adds to the peak memory of the process. Euclidean computes in float64.",
+        f"The {K} nearest items to each session, seen items left out, harmonic weights, random vectors. Added: what "
+        f"recommending adds to the peak memory of the process; at most {BLOCK:,} similarities stand at once, "
+        f"{BLOCK * 4 / 2**20:.0f} MB. Euclidean computes in float64. The peer, exact search by faiss, is given the "
+        "sessions' vectors and leaves nothing out.",
         "",
-        "| dimensions | similarity | CPU seconds | sessions a CPU second | fit s | added GB |",
-        "|---:|---|---:|---:|---:|---:|",
-        *rows,
+        "## The size of Amazon Beauty",
         "",
-        f"`python eval/benchmarks/similarity.py --out eval/results/similarity.md --seed {seed}`, commit {commit()}; "
-        f"CPU, 1 core; torch {importlib.metadata.version('torch')}, numpy {importlib.metadata.version('numpy')}.",
+        f"{ITEMS:,} items, {SESSIONS:,} sessions; CPU seconds, median of five runs (least–most).",
+        "",
+        *table(["dimensions", "way", "CPU seconds", "sessions a CPU second", "added GB"], first),
+        "",
+        "## A million items",
+        "",
+        f"{MANY:,} items of 384 dimensions, normal around {CENTRES:,} centres that are normal themselves; {ASKED:,} "
+        "sessions, each of items around one centre; cosine; one run. Recall: share of the exact lists' items.",
+        "",
+        *table(["way", "CPU seconds", "sessions a CPU second", "recall@20", "fit CPU s", "added GB"], second),
+        "",
+        f"`python eval/benchmarks/similarity.py --out eval/results/similarity.md --seed {seed} --threads {threads}`, "
+        f"commit {commit()}; CPU, {threads} core{'s' * (threads > 1)}; {versions}.",
     ]
 
 

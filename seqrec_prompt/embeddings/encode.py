@@ -21,6 +21,8 @@ from seqrec_prompt.ragged import LongArray
 
 ITEM = "{item}"  # stands in a prompt where the item's text goes
 BLOCK = 512  # texts between two writes of the journal: the most that a killed run has to repeat
+# A batch of so many tokens uses a CPU as well as a larger one does; in a larger one this share is padding at most.
+LEAST, PADDING = 256, 0.05
 
 
 class Embedder(Protocol):
@@ -106,12 +108,19 @@ def encode(
 
 
 def batches(items: LongArray, lengths: LongArray, most: int) -> Iterator[LongArray]:
-    """Cut items of falling length into runs of at most `most` tokens when padded, or of one item."""
-    start = 0
-    while start < len(items):
-        size = max(1, most // max(int(lengths[items[start]]), 1))
-        yield items[start : start + size]
-        start += size
+    """Cut items of falling length into runs of one item or, padded, of at most `most` tokens.
+
+    Of more than LEAST tokens no more than the share PADDING is padding: it is read like text, and costs as much.
+    """
+    start, tokens = 0, 0
+    for at, length in enumerate(lengths[items].tolist()):
+        padded = (at + 1 - start) * int(lengths[items[start]])
+        if at > start and (padded > most or (padded > LEAST and padded - tokens - length > PADDING * padded)):
+            yield items[start:at]
+            start, tokens = at, 0
+        tokens += length
+    if len(items):
+        yield items[start:]
 
 
 def _require_finite(vectors: VectorArray, items: LongArray, texts: Sequence[str], catalog: Catalog) -> None:

@@ -25,6 +25,8 @@ transformers_logging.disable_progress_bar()  # loading takes a second; the bar t
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
 ADAPTER = "adapter_model.safetensors"
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")
+# What a sentence-transformers model has beside that: its modules, how much of a text it reads, its prompts.
+SENTENCE = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
 
 def resolve(model: str) -> str:
@@ -86,6 +88,9 @@ def device() -> torch.device:
 def model_hash(model: str, revision: str | None = None) -> str:
     """Identity of a base model: SHA-256 of its config, its tokenizer, and the layout and samples of its weights.
 
+    Of a sentence-transformers model also what comes after the transformer: its list of modules, and their settings
+    and weights, such as the pooling.
+
     Of each tensor the first kilobyte of every megabyte is read, which takes about a second for seven billion
     parameters and differs between any two trainings. A hub name is resolved to its downloaded files. Raises
     ModelError when there is no such model.
@@ -94,18 +99,23 @@ def model_hash(model: str, revision: str | None = None) -> str:
     if not directory.is_dir():
         try:
             kept = snapshot_download(
-                model, revision=revision, allow_patterns=["config.json", "*.safetensors", *TOKENIZER]
+                model,
+                revision=revision,
+                allow_patterns=["config.json", "*/config.json", "*.safetensors", *TOKENIZER, *SENTENCE],
             )
         except (OSError, ValueError) as error:
             raise ModelError(_cannot_load("model", model, error)) from None
         directory = Path(kept)
-    weights = sorted(directory.glob("*.safetensors"))
-    if not (directory / "config.json").exists() or not weights:
+    parts = [directory, *(directory / name for name in _modules(directory))]
+    weights = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
+    if not any((part / "config.json").exists() for part in parts) or not weights:
         raise ModelError(_cannot_load("model", model, FileNotFoundError("no config.json with safetensors weights")))
     digest = hashlib.sha256()
-    for name in ("config.json", *TOKENIZER):
-        if (directory / name).exists():
-            digest.update(name.encode() + (directory / name).read_bytes())
+    for part in parts:
+        for name in ("config.json", *TOKENIZER, *SENTENCE):
+            if (part / name).exists():
+                where = (part / name).relative_to(directory).as_posix()
+                digest.update(where.encode() + (part / name).read_bytes())
     for file in weights:
         # Layout of safetensors: eight bytes with the header's size, a JSON header with each tensor's range, the data.
         with file.open("rb") as stream:
@@ -115,7 +125,7 @@ def model_hash(model: str, revision: str | None = None) -> str:
                 entries = json.loads(header).items()
             except ValueError:
                 raise ModelError(f"{file} is not a safetensors file (a pointer? try: git lfs pull).") from None
-            digest.update(file.name.encode() + header)
+            digest.update(file.relative_to(directory).as_posix().encode() + header)
             tensors = [entry["data_offsets"] for name, entry in entries if name != "__metadata__"]
             if 8 + size + max((end for _, end in tensors), default=0) != file.stat().st_size:
                 raise ModelError(f"{file} is cut off or damaged. Download or convert the model again.")
@@ -124,6 +134,17 @@ def model_hash(model: str, revision: str | None = None) -> str:
                     stream.seek(8 + size + at)
                     digest.update(stream.read(min(1 << 10, end - at)))
     return digest.hexdigest()
+
+
+def _modules(directory: Path) -> list[str]:
+    """Folders of the modules that a sentence-transformers model has beside the transformer, if it is one."""
+    file = directory / SENTENCE[0]
+    if not file.exists():
+        return []
+    try:
+        return [module["path"] for module in json.loads(file.read_text(encoding="utf-8")) if module["path"]]
+    except (ValueError, KeyError, TypeError):
+        raise ModelError(f"{file} is no list of sentence-transformers modules. Download the model again.") from None
 
 
 def trained_adapter(adapter: Path, model: str, base: str) -> tuple[dict[str, Any], str]:

@@ -93,8 +93,12 @@ class SKNN:
         return Recommendations.concatenate(parts)
 
     def _recommend(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
-        n = len(sessions)
         scores = self._scores(Prompts.of(sessions.last(self.config.max_items)))
+        return self.lists(scores, sessions, k, exclude_seen=exclude_seen)
+
+    def lists(self, scores: csr_array, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
+        """Return at most `k` items a session, best first, of (sessions, items) positive scores."""
+        n = len(sessions)
         # At most `length` items can fall to the seen filter, so k + length of them always suffice.
         entries = best(scores, k + (sessions.lengths if exclude_seen else np.zeros(n, np.int64)))
         rows, items = rows_of(scores)[entries], scores.indices[entries]
@@ -128,7 +132,11 @@ class SKNN:
         newest = (1 - np.frexp(shared.data.imag[nearest])[1]) // 2
         values = similarity.data[nearest] * self._neighbor_weights(newest, prompts.lengths[rows])
         offsets = offsets_of(np.bincount(rows, minlength=len(prompts)))
-        scores = csr_array((values, shared.indices[nearest], offsets), shape=shared.shape) @ self._items_of
+        return self.counted(csr_array((values, shared.indices[nearest], offsets), shape=shared.shape))
+
+    def counted(self, neighbors: csr_array) -> csr_array:
+        """(prompts, items) scores from the (prompts, train sessions) worth of each prompt's neighbours."""
+        scores = neighbors @ self._items_of
         if self.config.idf:
             scores.data *= 1 + self.config.idf * self._idf[scores.indices]
         return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -43,6 +44,38 @@ class NeighborsConfig(Config):
     )
 
 
+class HybridConfig(Config):
+    """What the settings of both hybrids begin with."""
+
+    parts: tuple[Path, ...] = Field((), description="two directories made by 'fit', of any recommenders")
+
+
+class BlendConfig(HybridConfig):
+    """Settings of the blend of two recommenders."""
+
+    weight: float | None = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="the second part's share; 'none': the one with the best NDCG@10 on the validation part of the data",
+    )
+    merge: Literal["rank", "confidence"] = Field(
+        "rank", description="what counts of an item: the reciprocal of its rank, or its score, scaled to 0..1 in a list"
+    )
+    depth: int = Field(100, ge=1, description="items of each part that are merged, and k at least")
+
+
+class SwitchConfig(HybridConfig):
+    """Settings of the switch between two recommenders: the first part is for popular prompts."""
+
+    quantile: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="a prompt is popular when so many of the train sessions have less popular items on average",
+    )
+
+
 # Recommender → the section of FitConfig that holds its settings; one that is not here has none.
 SECTIONS = {
     "sknn": "neighbors",
@@ -50,7 +83,10 @@ SECTIONS = {
     "sf-sknn": "neighbors",
     "v-sknn": "neighbors",
     "llm-seq-sim": "similarity",
+    "embedding-sknn": "embedding_neighbors",
     "sasrec": "sequential",
     "bert4rec": "sequential",
     "gru4rec": "sequential",
+    "blend": "blend",
+    "switch": "switch",
 }

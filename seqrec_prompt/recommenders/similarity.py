@@ -4,45 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from functools import cached_property
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seqrec_prompt.config import Config
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.embeddings.reduce import ReduceConfig, fit_reduction
+from seqrec_prompt.embeddings.reduce import ReduceConfig, Reduction, fit_reduction, from_tensors
 from seqrec_prompt.embeddings.table import EmbeddingTable, VectorArray
-from seqrec_prompt.ragged import IntArray, LongArray, places
+from seqrec_prompt.ragged import LongArray, TokenLists, offsets_of, places
 from seqrec_prompt.recommenders.base import FloatArray, Recommendations
+from seqrec_prompt.recommenders.cells import PROBES, Cells
 from seqrec_prompt.recommenders.decays import decay_weights
-from seqrec_prompt.recommenders.popularity import lists_from_grid
+from seqrec_prompt.recommenders.nearest import Nearest, Similarity, unit
 from seqrec_prompt.recommenders.settings import Decay
-from seqrec_prompt.recommenders.topk import first
-
-if TYPE_CHECKING:
-    import torch
 
 Weighting = Literal[Decay, "last"]
-# Similarities computed at once, (sessions, items): 64 MB in float32, twice that in float64, and a few copies of it.
-BLOCK_ELEMENTS = 1 << 24
 
 
-class SimilarityConfig(Config):
-    """Settings of LLMSeqSim; the defaults are the paper's best on Beauty, without its reduction."""
+class SessionVectorConfig(Config):
+    """How items and sessions become vectors; the defaults are the paper's best on Beauty, without its reduction."""
 
     weighting: Weighting = Field(
         "harmonic",
         description="a session's embedding is the weighted mean of its items': how the weight falls with the distance "
         "from the end; 'last': the last item's alone",
     )
-    similarity: Literal["cosine", "dot", "euclidean"] = Field(
-        "cosine", description="of session and item; euclidean is 1/(1 + distance)"
-    )
+    similarity: Similarity = Field("cosine", description="of two vectors; euclidean is 1/(1 + distance)")
     normalise: bool = Field(False, description="bring items to unit length, after the reduction")
     reduce: ReduceConfig | None = Field(None, description="reduction of the embeddings")
+
+
+class SimilarityConfig(SessionVectorConfig):
+    """Settings of LLMSeqSim."""
+
+    search: Literal["exact", "ivf"] = Field(
+        "exact", description="'ivf': only among items around the session, with faiss; for catalogs past a million"
+    )
+    probes: int | None = Field(
+        None, ge=1, description="ivf only: of √items cells so many are looked through, if not given 32; more find more"
+    )
+
+    @model_validator(mode="after")
+    def _probes_belong_to_ivf(self) -> SimilarityConfig:
+        if self.search != "ivf" and self.probes is not None:
+            raise ValueError("'probes' is used only by 'search' = 'ivf'")
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,48 +61,74 @@ class LLMSeqSim:
     """Recommends the items nearest to the session in embedding space; it learns nothing from train.
 
     vectors: (distinct, dim) float32, place: (items,) each item's row in them: items of one text share a row, so that
-    their scores are equal to the last bit and such ties are in catalog order on every machine. A session without
-    items has no embedding and gets an empty list.
+    their scores are equal to the last bit and they follow one another, in catalog order, on every machine. A session
+    without items has no embedding and gets an empty list. cells: the packed index where `search` is 'ivf'; such lists
+    are not certified. reduction: the fitted one, through which other vectors of the same model become comparable.
     """
 
     vectors: VectorArray
     place: LongArray
     config: SimilarityConfig
+    cells: npt.NDArray[np.uint8] | None = None
+    reduction: Reduction | None = None
     name = "LLMSeqSim"
 
     @classmethod
     def fit(cls, table: EmbeddingTable, catalog: Catalog, config: SimilarityConfig) -> Self:
         """Reduce and normalise the catalog's embeddings as `config` says."""
         distinct, place = _distinct(table.vectors)
+        reduction = None
         if config.reduce is not None:
-            distinct = fit_reduction(config.reduce, table.vectors, catalog)(distinct)
+            reduction = fit_reduction(config.reduce, table.vectors, catalog)
+            distinct = reduction(distinct)
         if config.normalise:
-            distinct = distinct / np.maximum(np.linalg.norm(distinct, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        return cls(distinct, place, config)
+            distinct = unit(distinct)
+        cells = (
+            Cells.build(distinct, config.similarity, config.probes or PROBES).pack() if config.search == "ivf" else None
+        )
+        return cls(distinct, place, config, cells, reduction)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What has to be kept to build it again, the reduction's work included."""
-        return {"vectors": self.vectors, "place": self.place}
+        arrays: dict[str, npt.NDArray[Any]] = {"vectors": self.vectors, "place": self.place}
+        arrays |= {} if self.cells is None else {"cells": self.cells}
+        return arrays | ({} if self.reduction is None else self.reduction.tensors())
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], n_items: int, config: SimilarityConfig) -> Self:
         """Build it from what `arrays` gave; `n_items` is the size of the catalog."""
-        return cls(arrays["vectors"], arrays["place"], config)
+        return cls(arrays["vectors"], arrays["place"], config, arrays.get("cells"), from_tensors(arrays))
 
     def recommend(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
-        """Return the `k` nearest items a session, ties in catalog order."""
+        """Return the `k` nearest items a session; equally near are in catalog order, items of one text together."""
+        search = self._search
+        parts = []
+        for start in range(0, max(len(sessions), 1), search.queries_at_once):
+            block = sessions.take(np.arange(start, min(start + search.queries_at_once, len(sessions))))
+            seen = self._seen(block) if exclude_seen else None
+            rows, scores = search(self.session_vectors(block), k, seen)
+            rows[block.lengths == 0] = -1
+            parts.append(self._lists(rows, scores, block, k, exclude_seen=exclude_seen))
+        return replace(Recommendations.concatenate(parts), provenance="embedding")
+
+    @cached_property
+    def _search(self) -> Nearest | Cells:
+        if self.cells is None:
+            return Nearest(self.vectors, self.config.similarity)
+        return Cells.unpack(self.cells, self.config.similarity, self.config.probes or PROBES)
+
+    def session_vectors(self, sessions: Sessions) -> VectorArray:
+        """(sessions, dim) float32 weighted mean of each session's items; zeros for one without items."""
         import torch
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        search = _Nearest(self.vectors, self.place, self.config.similarity, device)
-        size = max(1, BLOCK_ELEMENTS // len(self.place))
-        parts = []
-        for start in range(0, max(len(sessions), 1), size):
-            block = sessions.take(np.arange(start, min(start + size, len(sessions))))
-            grid, scores = search(self._weights(block), block, k, exclude_seen=exclude_seen)
-            grid[block.lengths == 0] = -1
-            parts.append(lists_from_grid(block.ids, grid, scores))
-        return replace(Recommendations.concatenate(parts), provenance="embedding")
+        bags = torch.nn.functional.embedding_bag(
+            torch.from_numpy(self.place[sessions.items]),
+            torch.from_numpy(self.vectors),
+            torch.from_numpy(sessions.offsets[:-1]),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(self._weights(sessions).astype(np.float32)),
+        )
+        return bags.numpy()
 
     def _weights(self, sessions: Sessions) -> FloatArray:
         """(entries,) weight of every item in its session; those of a session sum to one."""
@@ -103,6 +140,37 @@ class LLMSeqSim:
         )
         return found / np.bincount(sessions.rows, found, len(sessions))[sessions.rows]
 
+    def _seen(self, sessions: Sessions) -> tuple[LongArray, LongArray]:
+        """Sessions and, of each, the rows of `vectors` all of whose items it holds."""
+        session, item = np.divmod(np.unique(sessions.rows * len(self.place) + sessions.items), len(self.place))
+        pairs, counts = np.unique(session * len(self.vectors) + self.place[item], return_counts=True)
+        session, row = np.divmod(pairs, len(self.vectors))
+        whole = counts == np.diff(self._items_of.offsets)[row]
+        return session[whole], row[whole]
+
+    def _lists(
+        self, rows: LongArray, scores: FloatArray, sessions: Sessions, k: int, *, exclude_seen: bool
+    ) -> Recommendations:
+        """Lists of at most k items from (sessions, k) grids of rows, -1 where there is none, and of their scores."""
+        filled = rows >= 0
+        items = self._items_of.take(rows[filled])
+        session = np.repeat(np.nonzero(filled)[0], items.lengths)
+        score, item = np.repeat(scores[filled], items.lengths), items.tokens
+        if exclude_seen:
+            new = ~np.isin(session * len(self.place) + item, sessions.rows * len(self.place) + sessions.items)
+            session, score, item = session[new], score[new], item[new]
+        keep = places(np.bincount(session, minlength=len(sessions))) < k
+        offsets = offsets_of(np.bincount(session[keep], minlength=len(sessions)))
+        exact = self.cells is None  # else nothing is known of what was not looked at
+        certified, gap = np.full(len(sessions), exact), np.full(len(sessions), 0 if exact else np.nan)
+        return Recommendations(sessions.ids, offsets, item[keep], score[keep], certified, gap)
+
+    @cached_property
+    def _items_of(self) -> TokenLists:
+        """The items of each row of `vectors`, in catalog order."""
+        order = np.argsort(self.place, kind="stable").astype(np.int32)
+        return TokenLists(order, offsets_of(np.bincount(self.place, minlength=len(self.vectors))))
+
 
 def _distinct(vectors: VectorArray) -> tuple[VectorArray, LongArray]:
     """The different rows in the order in which they first occur, and (items,) which of them each item has."""
@@ -111,55 +179,3 @@ def _distinct(vectors: VectorArray) -> tuple[VectorArray, LongArray]:
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return vectors[first[order]], rank[same.reshape(-1)]
-
-
-class _Nearest:
-    """Exact top-k over all items by one matrix product a block of sessions."""
-
-    def __init__(self, vectors: VectorArray, place: LongArray, similarity: str, device: torch.device) -> None:
-        import torch
-
-        # |q|² + |x|² − 2q·x cancels where q is near x; float32 would leave a distance of 0.001 nothing but rounding.
-        dtype = torch.float64 if similarity == "euclidean" else torch.float32
-        self.items = torch.from_numpy(vectors).to(device, dtype)  # (distinct, dim)
-        self.keys = torch.nn.functional.normalize(self.items) if similarity == "cosine" else self.items
-        self.place = torch.from_numpy(place).to(device)
-        self.shared = len(place) != len(vectors)
-        self.similarity = similarity
-
-    def __call__(
-        self, weight: FloatArray, sessions: Sessions, k: int, *, exclude_seen: bool
-    ) -> tuple[IntArray, FloatArray]:
-        """Return (n, k) items and scores, best first; an item of -1 where no other is left."""
-        import torch
-
-        device = self.items.device
-        rows = torch.from_numpy(sessions.rows).to(device)
-        items = torch.from_numpy(sessions.items.astype(np.int64)).to(device)
-        queries = torch.nn.functional.embedding_bag(  # (n, dim)
-            self.place[items],
-            self.items,
-            torch.from_numpy(sessions.offsets[:-1]).to(device),
-            mode="sum",
-            per_sample_weights=torch.from_numpy(weight).to(self.items),
-        )
-        scores = self._similarities(queries)
-        if exclude_seen:
-            scores[rows, items] = -torch.inf
-        best, found = first(scores, min(k, len(self.place)))
-        values = best.double()
-        if self.similarity == "euclidean":
-            values = 1 / (1 + (-values).clamp(min=0).sqrt())
-        found[best == -torch.inf] = -1
-        return found.cpu().numpy().astype(np.int32), values.cpu().numpy()
-
-    def _similarities(self, queries: torch.Tensor) -> torch.Tensor:
-        """(n, items) higher is nearer; for euclidean minus the squared distance, which ranks alike."""
-        import torch
-
-        if self.similarity == "cosine":
-            queries = torch.nn.functional.normalize(queries)
-        scores = queries @ self.keys.T
-        if self.similarity == "euclidean":
-            scores = 2 * scores - self.keys.square().sum(dim=1) - queries.square().sum(dim=1, keepdim=True)
-        return scores[:, self.place] if self.shared else scores

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seqrec_prompt.artifacts import Journal, manifest
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.embeddings import encode as module
-from seqrec_prompt.embeddings.encode import encode, fit_texts
+from seqrec_prompt.embeddings.encode import batches, encode, fit_texts
 from seqrec_prompt.errors import ModelError, TemplateError
 
 
@@ -59,6 +61,20 @@ def test_every_item_gets_the_vector_of_its_own_text(journal_of):
     assert all(len(b) * max(len(t.split()) for t in b) <= 20 or len(b) == 1 for b in embedder.batches)
     lengths = [len(text.split()) for text in read]
     assert lengths == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.integers(1, 400), max_size=60), st.integers(1, 3000))
+def test_batches_hold_every_text_once_and_little_padding(lengths, most):
+    lengths = np.array(sorted(lengths, reverse=True), np.int64)
+    runs = list(batches(np.arange(len(lengths)), lengths, most))
+    assert [item for run in runs for item in run.tolist()] == list(range(len(lengths)))
+    for run, following in zip(runs, [*runs[1:], None], strict=False):
+        padded, tokens = len(run) * lengths[run[0]], lengths[run].sum()
+        assert len(run) == 1 or padded <= most
+        assert len(run) == 1 or padded <= 256 or padded - tokens <= 0.05 * padded
+        if following is not None:  # one more would have been too many
+            padded, tokens = padded + lengths[run[0]], tokens + lengths[following[0]]
+            assert padded > most or (padded > 256 and padded - tokens > 0.05 * padded)
 
 
 def test_a_text_longer_than_a_batch_is_read_alone(journal_of):

@@ -1,6 +1,7 @@
 """Models that read texts: pooling against plain forwards, one text against many, and the sentence-transformers way."""
 
 import importlib.util
+import json
 import shutil
 import sys
 import types
@@ -8,9 +9,11 @@ import types
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from seqrec_prompt.engines.embedder import CausalEmbedder, SentenceEmbedder
+from seqrec_prompt.engines.models import model_hash
 from seqrec_prompt.errors import MissingExtraError, ModelError
 
 needs_extra = pytest.mark.skipif(
@@ -132,6 +135,28 @@ def test_a_sentence_transformers_model_pools_itself(monkeypatch):
     assert embedder.embed(["a b c", "d"]).tolist() == [[5, 2], [1, 0]]
     with pytest.raises(ModelError, match="Cannot load the sentence-transformers model 'nowhere': nowhere is not a mod"):
         SentenceEmbedder.load("nowhere")
+
+
+def test_the_hash_of_a_sentence_transformers_model_covers_its_further_modules(tmp_path, tiny_model):
+    modules = [{"name": "0", "path": ""}, {"name": "1", "path": "1_Pooling"}, {"name": "2", "path": "2_Dense"}]
+
+    def made(name, pooling="mean", weight=1.0, length=128):
+        where = shutil.copytree(tiny_model, tmp_path / name)
+        (where / "modules.json").write_text(json.dumps(modules))
+        (where / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+        (where / "1_Pooling").mkdir()
+        (where / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": pooling}))
+        (where / "2_Dense").mkdir()
+        save_file({"weight": torch.full((2, 2), weight)}, where / "2_Dense" / "model.safetensors")
+        return model_hash(str(where))
+
+    one = made("one")
+    assert made("same") == one
+    others = [made("pooling", pooling="cls"), made("dense", weight=2.0), made("length", length=64)]
+    assert len({one, *others, model_hash(str(tiny_model))}) == 5
+    (tmp_path / "one" / "modules.json").write_text("[{]")
+    with pytest.raises(ModelError, match=r"modules\.json is no list of sentence-transformers modules"):
+        model_hash(str(tmp_path / "one"))
 
 
 @needs_extra

@@ -11,20 +11,21 @@ from safetensors.numpy import load_file, save_file
 
 from seqrec_prompt.artifacts import manifest
 from seqrec_prompt.cli import main
+from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Holdout, Sessions, Split
 from seqrec_prompt.embeddings.reduce import ReduceConfig
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.errors import ArtifactError
 from seqrec_prompt.recommenders import fitted
-from seqrec_prompt.recommenders.fit import FitConfig, fit
+from seqrec_prompt.recommenders.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
+from seqrec_prompt.recommenders.fit import FROM_EMBEDDINGS, HYBRIDS, FitConfig, fit
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 SEQUENTIAL = ["sasrec", "bert4rec", "gru4rec"]  # which are trained: tests/recommenders/sequential
-# LLMSeqSim is made from embeddings: below.
-NAMES = [name for name in fitted.RECOMMENDERS if name not in ("llm-seq-sim", *SEQUENTIAL)]
+NAMES = [name for name in fitted.RECOMMENDERS if name not in (*FROM_EMBEDDINGS, *SEQUENTIAL, *HYBRIDS)]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def rows_of(path):
 
 
 def test_every_recommender_can_be_asked_for():
-    assert list(get_args(FitConfig.model_fields["recommender"].annotation)) == [*NAMES, "llm-seq-sim", *SEQUENTIAL]
-    assert set(SECTIONS) <= {*NAMES, "llm-seq-sim", *SEQUENTIAL}
+    assert list(get_args(FitConfig.model_fields["recommender"].annotation)) == list(fitted.RECOMMENDERS)
+    assert set(SECTIONS) <= set(fitted.RECOMMENDERS)
     assert set(SECTIONS.values()) == set(fitted.SETTINGS)
     assert all(FitConfig.model_fields[section].annotation is cls for section, cls in fitted.SETTINGS.items())
 
@@ -209,6 +210,44 @@ def test_llm_seq_sim_is_kept_and_recommends_as_it_did(data, dataset_dir, embeddi
     assert {row["provenance"] for rows in found.values() for row in rows} == {"embedding"}
 
 
+def test_a_reduction_is_reused_for_another_catalog(data, dataset_dir, embeddings, tmp_path, capsys):
+    """The second data have the first's items and more; the items they share keep their vectors."""
+    words = ["--recommender", "llm-seq-sim", "--embeddings", str(embeddings), "--similarity.reduce.method"]
+    first = ["fit", "--data", str(dataset_dir), *words, "whiten_pca", "--similarity.reduce.dimensions", "3"]
+    assert main([*first, "--out", str(tmp_path / "one")]) == 0
+    grown = Catalog([*data.catalog.ids, "new"], [*data.catalog.titles, "new"])
+    vectors = EmbeddingTable.load(embeddings, data.catalog).vectors
+    more = np.concatenate([vectors, [[1, 0, 0, 2, 0, 3]]]).astype(np.float32)
+    other = Dataset(grown, data.split, data.manifest)
+    other.save(tmp_path / "grown")
+    EmbeddingTable(more, manifest("embed", {"data": "x"}, {"data": grown.hash})).save(tmp_path / "more")
+    words[3] = str(tmp_path / "more")
+    again = ["fit", "--data", str(tmp_path / "grown"), *words, "fitted", "--similarity.reduce.source"]
+    again = [*again, str(tmp_path / "one"), "--out", str(tmp_path / "two")]
+    assert main(again) == 0
+    one, two = (load_file(tmp_path / name / fitted.ARRAYS) for name in ("one", "two"))
+    assert two["vectors"][:-1] == pytest.approx(one["vectors"], abs=1e-6)
+    assert np.array_equal(two["reduction.components"], one["reduction.components"])
+    moved = [shutil.move(tmp_path / "one", tmp_path / "moved") if word == str(tmp_path / "one") else word
+             for word in again]  # fmt: skip
+    assert main([str(word) for word in moved]) == 0
+    assert "already fitted" in capsys.readouterr().out
+
+
+def test_embedding_sknn_is_kept_and_recommends_as_it_did(data, dataset_dir, embeddings, tmp_path):
+    out, recs = tmp_path / "sknn", tmp_path / "sknn.parquet"
+    words = ["--recommender", "embedding-sknn", "--embeddings", str(embeddings), "--embedding-neighbors.k-neighbors"]
+    assert main(["fit", "--data", str(dataset_dir), *words, "5", "--out", str(out)]) == 0
+    assert main(["recommend", "--data", str(dataset_dir), "--recommender", str(out), "--out", str(recs)]) == 0
+    table = EmbeddingTable.load(embeddings, data.catalog)
+    made = EmbeddingSKNN.fit(table, data.catalog, data.split.train, EmbeddingNeighborsConfig(k_neighbors=5))
+    right = made.recommend(data.split.test.prompts, 20, exclude_seen=False)
+    found = rows_of(recs)
+    ids = [data.catalog.ids[item] for item in right.items]
+    assert [row["item_id"] for name in right.session_ids for row in found[name]] == ids
+    assert len(ids) > 20
+
+
 def test_other_embeddings_in_the_same_place_are_noticed(dataset_dir, embeddings, tmp_path):
     config = {"data": dataset_dir, "recommender": "llm-seq-sim", "embeddings": embeddings, "out": tmp_path / "sim"}
     fit(FitConfig(**config))
@@ -222,6 +261,7 @@ def test_other_embeddings_in_the_same_place_are_noticed(dataset_dir, embeddings,
     ("changes", "message"),
     [
         ({"recommender": "llm-seq-sim"}, "'llm-seq-sim' needs --embeddings"),
+        ({"recommender": "embedding-sknn"}, "'embedding-sknn' needs --embeddings"),
         ({"recommender": "sknn", "embeddings": "e"}, "'sknn' knows no 'embeddings'"),
         ({"recommender": "sknn", "similarity": {"weighting": "log"}}, "'similarity' holds no settings of 'sknn'"),
     ],

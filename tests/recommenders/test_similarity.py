@@ -1,17 +1,22 @@
 """LLMSeqSim against a brute-force loop in float64, and each weighting worked by hand."""
 
+import importlib.util
 import math
+import sys
 from typing import get_args
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seqrec_prompt.artifacts import manifest
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.embeddings.reduce import ReduceConfig, fit_reduction
 from seqrec_prompt.embeddings.table import EmbeddingTable
-from seqrec_prompt.recommenders import similarity
+from seqrec_prompt.errors import MissingExtraError
+from seqrec_prompt.recommenders import nearest, similarity
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 N, DIM = 70, 8
@@ -142,13 +147,103 @@ def test_it_is_rebuilt_from_its_arrays():
     assert np.array_equal(wanted.scores, found.scores)
 
 
-def test_blocks_change_nothing(monkeypatch):
-    whole = build().recommend(SESSIONS, 5, exclude_seen=True)
-    monkeypatch.setattr(similarity, "BLOCK_ELEMENTS", 3 * N)
-    cut = build().recommend(SESSIONS, 5, exclude_seen=True)
+@pytest.mark.parametrize("kind", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize(("block", "rows"), [(3 * N, N), (100, 7), (1, 1), (1 << 24, 32)])
+def test_blocks_of_sessions_and_of_items_change_nothing(monkeypatch, kind, block, rows):
+    whole = build(similarity=kind).recommend(SESSIONS, 9, exclude_seen=True)
+    monkeypatch.setattr(nearest, "BLOCK", block)
+    monkeypatch.setattr(nearest, "ROWS", rows)
+    cut = build(similarity=kind).recommend(SESSIONS, 9, exclude_seen=True)
     assert np.array_equal(whole.items, cut.items)
-    assert whole.scores == pytest.approx(cut.scores, abs=1e-6)
+    assert whole.scores == pytest.approx(cut.scores, rel=1e-6, abs=1e-6)
     assert cut.session_ids.tolist() == SESSIONS.ids.tolist()
+
+
+def test_no_more_than_a_block_of_similarities_stands_at_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(nearest, "BLOCK", 60)
+    monkeypatch.setattr(nearest, "ROWS", 20)
+    product = nearest.product
+    monkeypatch.setattr(nearest, "product", lambda *both: made.append(product(*both)) or made[-1])
+    build().recommend(SESSIONS, 9, exclude_seen=True)
+    assert {part.shape for part in made} == {(3, 20), (3, 10), (2, 20), (2, 10)}
+
+
+@given(
+    values=st.lists(st.lists(st.integers(0, 3), min_size=13, max_size=13), min_size=1, max_size=6),
+    k=st.integers(1, 15),
+    rows=st.integers(1, 14),
+    left_out=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 12))),
+)
+def test_ties_go_to_the_lower_row_whatever_the_blocks(values, k, rows, left_out):
+    """Every similarity is a small whole number, so nearly all are tied; the oracle sorts them."""
+    scores = np.array(values, np.float32)
+    pairs = np.array(sorted({pair for pair in left_out if pair[0] < len(scores)}), np.int64).reshape(-1, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest, "ROWS", rows)
+        found, best = nearest.Nearest(scores.T.copy(), "dot")(
+            np.eye(len(scores), dtype=np.float32), k, (pairs[:, 0], pairs[:, 1])
+        )
+    for query, own in enumerate(scores):
+        gone = pairs[pairs[:, 0] == query, 1].tolist()
+        wanted = sorted(set(range(13)) - set(gone), key=lambda row: (-own[row], row))[:k]
+        assert found[query][: len(wanted)].tolist() == wanted
+        assert best[query][: len(wanted)].tolist() == own[wanted].tolist()
+        assert (found[query][len(wanted) :] == -1).all()
+
+
+needs_faiss = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed")
+
+
+@needs_faiss
+@pytest.mark.parametrize("kind", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_ivf_that_looks_through_all_cells_finds_what_exact_search_finds(kind, exclude_seen):
+    exact = build(similarity=kind).recommend(SESSIONS, 9, exclude_seen=exclude_seen)
+    made = build(similarity=kind, search="ivf", probes=N)
+    for model in (made, LLMSeqSim.from_arrays(made.arrays(), N, made.config)):
+        found = model.recommend(SESSIONS, 9, exclude_seen=exclude_seen)
+        assert np.array_equal(found.offsets, exact.offsets)
+        assert np.array_equal(found.items, exact.items)
+        assert found.scores == pytest.approx(exact.scores, rel=1e-4, abs=1e-4)
+        assert not found.certified.any()
+        assert np.isnan(found.gap).all()
+
+
+@needs_faiss
+def test_ivf_with_few_cells_gives_fewer_but_right_items():
+    exact = build().recommend(SESSIONS, N, exclude_seen=True)
+    found = build(search="ivf", probes=1).recommend(SESSIONS, N, exclude_seen=True)
+    assert (np.diff(found.offsets) < np.diff(exact.offsets)).all()
+    for session in range(len(SESSIONS)):
+        of = dict(zip(exact[session].tolist(), exact.scores[exact.offsets[session] :], strict=False))
+        own = found.scores[found.offsets[session] : found.offsets[session + 1]]
+        assert own == pytest.approx([of[item] for item in found[session].tolist()], abs=1e-5)
+    assert len(build(search="ivf").recommend(Sessions.build(["none"], [[]]), 3, exclude_seen=True).items) == 0
+
+
+def test_ivf_without_faiss_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "seqrec_prompt\[faiss\]"'):
+        build(search="ivf")
+    with pytest.raises(ValueError, match="'probes' is used only by 'search' = 'ivf'"):
+        SimilarityConfig(probes=3)
+
+
+def test_rows_that_are_equal_as_numbers_are_one():
+    rows = ROWS[[0, 1, 0, 2, 1]]
+    rows[2, 3], rows[0, 3] = -0.0, 0.0
+    distinct, place = similarity._distinct(rows)
+    assert np.array_equal(distinct, rows[[0, 1, 3]])
+    assert place.tolist() == [0, 1, 0, 2, 1]
+
+
+def test_an_item_of_a_seen_text_is_recommended_unless_it_was_seen_itself():
+    rows = ROWS[[0, 1, 0, 2, 0]]
+    sessions = Sessions.build(["one", "all"], [[2], [0, 2, 4]])
+    found = build(rows).recommend(sessions, 3, exclude_seen=True)
+    assert found[0][:2].tolist() == [0, 4]
+    assert sorted(found[1].tolist()) == [1, 3]
 
 
 def test_a_list_is_short_only_where_no_item_is_left():
