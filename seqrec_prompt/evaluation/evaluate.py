@@ -11,13 +11,12 @@ from seqrec_prompt.artifacts import (
     MANIFEST,
     is_done,
     manifest,
-    peek_manifest,
+    own_directory,
     staged_directory,
     write_json,
     write_text,
 )
 from seqrec_prompt.config import Config
-from seqrec_prompt.errors import ArtifactError
 
 # numpy and pyarrow are imported where they are used: `--help` imports this module.
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from seqrec_prompt.evaluation.examples import examples
     from seqrec_prompt.evaluation.measure import describe, measure_lists, notes
 
-    found = _own_output(config.out)
+    found = own_directory(config.out, "evaluate", OUTPUTS)
     dataset = Dataset.load(config.data)
     taken = BASELINES if config.baselines else ()
     comparison = load_comparison(config.recommendations, config.data, dataset, taken, config.invalid)
@@ -138,20 +137,6 @@ def _places(config: EvaluateConfig, comparison: Comparison) -> str:
     places += [("wrote", str(config.out / name)) for name in OUTPUTS]
     width = max(len(name) for name, _ in places)
     return "\n".join(["files", *(f"  {name:<{width}}  {place}" for name, place in places)])
-
-
-def _own_output(out: Path) -> dict[str, Any] | None:
-    """Return the manifest of an earlier evaluation at `out`; raises when anything else is there, even to overwrite."""
-    if not out.exists():
-        return None
-    if not out.is_dir():
-        raise ArtifactError(f"{out} is a file. --out names a directory.")
-    foreign = sorted(file.name for file in out.iterdir() if file.name not in OUTPUTS)
-    found = peek_manifest(out)
-    if foreign or (found is None and any(out.iterdir())) or (found and found.get("stage") != "evaluate"):
-        holds = f" (it holds {', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''})" if foreign else ""
-        raise ArtifactError(f"{out} is not a directory that evaluate made{holds}. Choose another --out.")
-    return found
 
 
 def _baselines(comparison: Comparison, dataset: Dataset, k: int) -> list[Row]:

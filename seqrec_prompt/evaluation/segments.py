@@ -14,6 +14,7 @@ from seqrec_prompt.errors import DataError
 from seqrec_prompt.ragged import LongArray
 
 CATEGORIES = 10  # shown by name; the rest together
+LENGTHS = {0: "0", 1: "1", 2: "2–3", 4: "4–7", 8: "8–15", 16: "16–31", 32: "32 and more"}  # first length → name
 POPULARITY = ("head", "middle", "tail", "cold")
 
 
@@ -47,11 +48,8 @@ def segmentations(
 
 
 def by_length(lengths: LongArray) -> Segmentation:
-    """Part sessions by their number of items: 1, 2–3, 4–7 and so on in doubling steps; a session may be empty."""
-    step = np.frexp(np.asarray(lengths, np.float64))[1].astype(np.int64)  # 0 for 0, 1 for 1, 2 for 2 and 3, …
-    edges = [(2 ** max(s - 1, 0) if s else 0, 2**s - 1 if s else 0) for s in range(int(step.max()) + 1)]
-    labels = [f"{first:,}" if first == last else f"{first:,}–{last:,}" for first, last in edges]
-    return _used("session length", labels, step)
+    """Part sessions by their number of items, in steps that double; a session may be empty."""
+    return _used("session length", list(LENGTHS.values()), np.searchsorted(list(LENGTHS), lengths, side="right") - 1)
 
 
 def popularity_classes(popularity: LongArray) -> npt.NDArray[np.int8]:

@@ -16,9 +16,9 @@ from scipy.special import gammaln, ndtri, stdtr
 from seqrec_prompt.ragged import IntArray, LongArray
 from seqrec_prompt.recommenders.base import FloatArray
 
-# A metric of ranks has a few dozen values. Where there are more than these, as for novelty, values that differ by less
-# than 1/256 of their range count as their mean.
-CELLS = 256
+# A metric of ranks has some dozens of values. Where there are more than these, as for novelty, values in the same 256th
+# (for sign flips, which cost most, the same 64th) of their range count as their mean.
+CELLS, FLIPPED_CELLS = 256, 64
 BLOCK = 4_000_000  # numbers held at a time
 
 
@@ -93,20 +93,20 @@ def holm(p: Sequence[float] | FloatArray) -> FloatArray:
     return adjusted
 
 
-def _cells(values: FloatArray) -> tuple[FloatArray, LongArray]:
+def _cells(values: FloatArray, most: int = CELLS) -> tuple[FloatArray, LongArray]:
     """Distinct values and how often each occurs; many are brought together in cells of equal width."""
     distinct, counts = np.unique(values, return_counts=True)
-    if len(distinct) <= CELLS:
+    if len(distinct) <= most:
         return distinct, counts
-    cell = ((values - distinct[0]) * (CELLS / (distinct[-1] - distinct[0]))).astype(np.int64).clip(max=CELLS - 1)
-    counts = np.bincount(cell, minlength=CELLS)
+    cell = ((values - distinct[0]) * (most / (distinct[-1] - distinct[0]))).astype(np.int64).clip(max=most - 1)
+    counts = np.bincount(cell, minlength=most)
     held = counts > 0
-    return (np.bincount(cell, values, CELLS)[held] / counts[held]), counts[held]
+    return (np.bincount(cell, values, most)[held] / counts[held]), counts[held]
 
 
 def _distinct_rows(rows: FloatArray) -> tuple[FloatArray, LongArray]:
     if rows.shape[1] == 1:
-        values, counts = _cells(rows[:, 0])
+        values, counts = _cells(rows[:, 0], FLIPPED_CELLS)
         return values[:, None], counts
     return np.unique(rows, axis=0, return_counts=True)
 

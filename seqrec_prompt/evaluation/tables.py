@@ -162,7 +162,7 @@ def _cell(name: str) -> str:
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    widths = [max(2, *map(len, column)) for column in zip(head, *body, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "".join(_line(cells, widths) for cells in (head, rule, *body))
 
