@@ -13,10 +13,11 @@ from seqrec_prompt.evaluation import tables
 from seqrec_prompt.evaluation.tables import Result
 
 
-def model_card(adapter: Path, trained: Mapping[str, Any], result: Result, licence: str | None) -> str:
+def model_card(adapter: Path, identity: str, trained: Mapping[str, Any], result: Result, licence: str | None) -> str:
     """Write the card as Markdown with the YAML head that model hubs read.
 
-    trained: the manifest of the adapter. result: an evaluation; the card says which of its rows are the adapter's.
+    identity, trained: hash and manifest of the adapter. result: an evaluation; the card says which of its rows are the
+    adapter's.
     """
     config, facts, inputs = trained["config"], trained["facts"], trained["inputs"]
     head = {
@@ -25,11 +26,7 @@ def model_card(adapter: Path, trained: Mapping[str, Any], result: Result, licenc
         "license": licence or "unknown",
         "tags": ["sequential-recommendation", "seqrec_prompt"],
     }
-    of_adapter = [
-        row["name"]
-        for row in result["recommenders"]
-        if "adapter" in row["made_by"] and Path(row["made_by"]["adapter"]).resolve() == adapter.resolve()
-    ]
+    of_adapter = [row["name"] for row in result["recommenders"] if row["made_from"].get("adapter") == identity]
     same_data = result["inputs"]["data"] == inputs["data"]
     whose = (
         f"Rows of this adapter: {', '.join(of_adapter)}."
@@ -56,6 +53,7 @@ def model_card(adapter: Path, trained: Mapping[str, Any], result: Result, licenc
         "Catalog": inputs["catalog"],
         "Template": inputs["template"],
         "Base model": inputs["model"],
+        "Adapter": identity,
     }
     return "\n".join(
         [

@@ -73,6 +73,7 @@ def describe(
                 "file": None if row.path is None else str(row.path),
                 "sha256": row.sha256,
                 "made_by": {key: made[key] for key in MADE_BY if made.get(key) is not None},
+                "made_from": row.manifest.get("inputs", {}),
                 "lists": _shares(row, found, n_items),
                 "popularity": _class_shares(classes, row.lists.items[row.lists.items < n_items]),
                 "metrics": {f"@{k}": values for k, values in found.means.items()},

@@ -43,6 +43,8 @@ def results(result: Result) -> dict[str, Any]:
         for name, style in styles.items()
     }
     curves = _prior_curves(result)
+    popularity = [("came next", result["targets"]["popularity"])]
+    popularity += [(row["name"], row["popularity"]) for row in result["recommenders"]]
     return {
         "rows": list(rows.values()),
         "k": at[1:],
@@ -57,11 +59,8 @@ def results(result: Result) -> dict[str, Any]:
         "coverage": _against(result, styles, letter, curves, at, "coverage"),
         "novelty": _against(result, styles, letter, curves, at, "novelty"),
         "curves": bool(curves),
-        "classes": POPULARITY,
-        "popularity": [
-            _bar("came next", result["targets"]["popularity"]),
-            *(_bar(row["name"], row["popularity"]) for row in result["recommenders"]),
-        ],
+        "classes": [(i, kind) for i, kind in enumerate(POPULARITY) if any(shares[kind] for _, shares in popularity)],
+        "popularity": [_bar(name, shares) for name, shares in popularity],
     }
 
 
@@ -190,7 +189,7 @@ def _lead(result: Result, at: str) -> str:
     sure = found["randomisation_holm"] < 1 - result["config"]["statistics"]["confidence"]
     return (
         f"{first['name']} ranks highest: {value}. Its lead of {abs(found['difference']):.4f} over {second['name']} is "
-        f"{'significant' if sure else 'within what chance does'} (p = {_p(found['randomisation_holm'])})."
+        f"{'significant' if sure else 'not significant'} (p = {_p(found['randomisation_holm'])})."
     )
 
 

@@ -65,10 +65,13 @@ def report(config: ReportConfig) -> Path:
     result = _read_json(config.evaluation / METRICS_JSON)
     row = _shown(config, result)
     adapter = _adapter(config, row)
-    trained = None if adapter is None else read_manifest(adapter, "finetune")
+    trained: dict[str, Any] | None = None
     inputs = {"evaluation": hash_file(config.evaluation / METRICS_JSON)}
     if adapter is not None:
-        inputs["adapter"] = hash_file(adapter / MANIFEST)
+        from seqrec_prompt.engines.models import adapter_hash
+
+        trained = read_manifest(adapter, "finetune")
+        inputs["adapter"] = adapter_hash(adapter)
     is_done(config.out, found, manifest("report", config.resolved(), inputs), overwrite=config.overwrite)
 
     context = page.results(result) | {"title": config.title, "subtitle": _subtitle(result, made), "training": None}
@@ -85,7 +88,7 @@ def report(config: ReportConfig) -> Path:
         TABLE_TEX: tables.latex(result),
     }
     if trained is not None and adapter is not None:
-        files[CARD] = model_card(adapter, trained, result, config.license)
+        files[CARD] = model_card(adapter, inputs["adapter"], trained, result, config.license)
     with staged_directory(config.out) as staged:
         for name, text in files.items():
             write_text(staged / name, text)
