@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-WIDTH = 380
+WIDTH = 360
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 38  # margins of a chart with two axes
+LABEL = 32  # letters of a band's label that have room beside its note
 SHAPES = ("circle", "square", "diamond", "triangle")
 
 
@@ -72,7 +73,8 @@ def dots(bands: Sequence[Band], description: str, digits: int) -> str:
         _text(svg, place(value), height - 6, f"{value:.{digits}f}".rstrip("0").rstrip(".") or "0", "tick", "middle")
     top = 4.0
     for band, tall in zip(bands, heights, strict=True):
-        _text(svg, RIGHT, top + 10, band.label, "label")
+        short = band.label if len(band.label) <= LABEL else band.label[: LABEL - 1] + "…"
+        _text(svg, RIGHT, top + 10, short, "label")
         _text(svg, WIDTH - RIGHT, top + 10, band.note, "tick", "end")
         for i, mark in enumerate(band.marks):
             y = top + head + step * (i + 0.5)
