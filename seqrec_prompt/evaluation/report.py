@@ -63,6 +63,8 @@ def report(config: ReportConfig) -> Path:
     made = read_manifest(config.evaluation, "evaluate")
     found = own_directory(config.out, "report", OUTPUTS)
     result = _read_json(config.evaluation / METRICS_JSON)
+    if not isinstance(result, dict) or not {"pairs", "segments", "targets"} <= set(result):
+        raise ArtifactError(f"{config.evaluation} was made by an older version. Run 'seqrec-prompt evaluate' again.")
     row = _shown(config, result)
     adapter = _adapter(config, row)
     trained: dict[str, Any] | None = None

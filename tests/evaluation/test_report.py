@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -298,6 +299,17 @@ def test_unknown_recommenders_and_places_that_are_not_ours(config, place, tmp_pa
     with pytest.raises(ArtifactError, match=r"config\.title: was"):
         report(config(title="Another"))
     assert "<h1>Another</h1>" in report(config(title="Another", overwrite=True)).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("{", "missing or damaged"), ('{"recommenders": []}', "older version")]
+)
+def test_a_damaged_or_old_evaluation_is_told(place, tmp_path, damage, message):
+    shutil.copytree(place / "evaluation", tmp_path / "e")
+    (tmp_path / "e" / "metrics.json").write_text(damage)
+    with pytest.raises(ArtifactError, match=message):
+        report(ReportConfig.model_validate({"evaluation": tmp_path / "e", "out": tmp_path / "r"}))
+    assert not (tmp_path / "r").exists()
 
 
 def test_from_the_command_line(place, tmp_path, capsys):
