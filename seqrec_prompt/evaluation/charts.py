@@ -93,17 +93,14 @@ def scatter(marks: Sequence[Mark], curves: Sequence[Sequence[Mark]], x_name: str
     for curve in curves:
         points = " ".join(f"{x(m.x):.1f},{y(m.y):.1f}" for m in curve)
         SubElement(svg, "polyline", {"points": points, "class": "curve"})
-    taken: list[tuple[float, float]] = []
-    for mark in marks:
-        left, top = x(mark.x), y(mark.y)
+    places = [(x(mark.x), y(mark.y)) for mark in marks]
+    taken = [(left - 6, top - 6, left + 6, top + 6) for left, top in places]
+    for mark, (left, top) in zip(marks, places, strict=True):
         _mark(svg, left, top, mark.style, 5, mark.title)
-        end = left > WIDTH - RIGHT - 30
-        # A label that would stand on another's goes below its mark.
-        below = any(abs(left - a) < 16 + 6 * len(mark.label) and abs(top - b) < 12 for a, b in taken)
-        taken.append((left, top))
-        _text(
-            svg, left + (-8 if end else 8), top + (13 if below else -4), mark.label, "point", "end" if end else "start"
-        )
+        if mark.label:
+            label = _free_place(left, top, 6.5 * len(mark.label), taken)
+            taken.append(label)
+            _text(svg, label[0], label[3] - 2, mark.label, "point")
     return _text_of(svg)
 
 
@@ -120,6 +117,24 @@ def curve(points: Sequence[tuple[float, float]], style: Style, x_name: str, y_na
     for a, b in points if len(points) <= 40 else ():
         _mark(svg, x(a), y(b), style, 3, f"{x_name} {a:g}: {b:.4g}")
     return _text_of(svg)
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _free_place(x: float, y: float, width: float, taken: Sequence[Box]) -> Box:
+    """Return where beside the mark at (x, y) a label of this width meets the fewest others, inside the chart."""
+    boxes = [
+        (left, top, left + width, top + 11)
+        for top in (y - 13, y + 3, y - 22, y + 12)
+        for left in (x + 7, x - 7 - width)
+        if left >= LEFT and left + width <= WIDTH - 2
+    ]
+
+    def met(box: Box) -> int:
+        return sum(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken)
+
+    return min(boxes, key=met, default=(x, y - 13, x + width, y - 2))
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -263,6 +264,18 @@ def test_ticks_enclose_the_values_in_equal_steps(low, high):
     assert ticks[-1] >= high - 1e-12
     assert 2 <= len(ticks) <= 7
     assert steps == pytest.approx(np.full(len(steps), steps[0]))
+
+
+def test_labels_of_near_marks_stand_apart():
+    style = charts.Style("c0", "circle")
+    near = [charts.Mark(0.5 + dx, 0.5 + dy, style, "t", "label") for dx, dy in ((0, 0), (0.02, 0), (0, 0.02), (0.5, 0))]
+    svg = charts.scatter(near, [], "x", "y", "d")
+    places = re.findall(r'<text x="([-\d.]+)" y="([-\d.]+)" class="point"', svg)
+    boxes = [(float(x), float(y) - 9, 6.5 * 5, 11) for x, y in places]
+    assert len(boxes) == 4
+    for (x, y, width, height), (other_x, other_y, *_) in itertools.combinations(boxes, 2):
+        assert abs(x - other_x) >= width - 1e-6 or abs(y - other_y) >= height - 1e-6
+    assert all(x >= 0 and x + width <= charts.WIDTH for x, _, width, _ in boxes)
 
 
 def test_the_curve_of_the_prior_joins_runs_that_differ_in_nothing_else(place):
