@@ -31,12 +31,6 @@ ACCURACY = ("ndcg", "hr", "mrr")
 PER_SESSION_METRICS = tuple(name for name in METRICS if name != "coverage")
 # What tells two runs of 'recommend' apart for the reader of a table.
 MADE_BY = ("model", "adapter", "scoring", "prior_weight", "recommender")
-SHARES = {
-    "valid": "of places hold a real item",
-    "made_up": "made up",
-    "repeated": "repeated",
-    "certified": "of lists certified",
-}
 
 
 def measure_lists(
@@ -106,12 +100,11 @@ def _shares(row: Row, found: ListMetrics, n_items: int) -> dict[str, Any]:
     }
     if row.path is None:
         return counts
-    made_up, repeated = row.unknown / max(total, 1), row.repeated / max(total, 1)
     counts["valid"] = (total - row.unknown - row.repeated) / max(total, 1)
-    if row.manifest.get("stage") == "ground":  # there they were left out of the lists, and counted
-        facts = row.manifest.get("facts", {})
-        made_up, repeated = facts.get("hallucinated_share", made_up), facts.get("duplicate_share", repeated)
-    counts |= {"made_up": made_up, "repeated": repeated}
+    counts |= {"made_up": row.unknown / max(total, 1), "repeated": row.repeated / max(total, 1), "of": "places"}
+    if row.manifest.get("stage") == "ground":  # which left them out of the lists, and counted them
+        facts = row.manifest["facts"]
+        counts |= {"made_up": facts["hallucinated_share"], "repeated": facts["duplicate_share"], "of": "titles named"}
     if row.manifest:  # another tool's file proves nothing
         counts["certified"] = float(row.lists.certified.mean())
         how = lists.provenance
@@ -222,8 +215,11 @@ def notes(result: dict[str, Any], config: EvaluateConfig) -> list[str]:
     for row in result["recommenders"]:
         lists = row["lists"]
         if "valid" in lists:
-            shares = [f"{lists[key]:.1%} {words}" for key, words in SHARES.items() if key in lists]
-            lines.append(f"{row['name']}: {', '.join(shares)}.")
+            certified = f"; {lists['certified']:.1%} of lists certified" if "certified" in lists else ""
+            lines.append(
+                f"{row['name']}: {lists['valid']:.1%} of places hold a real item; of {lists['of']}, "
+                f"{lists['made_up']:.1%} made up, {lists['repeated']:.1%} repeated{certified}."
+            )
         if lists["short"]:
             none = f", {lists['empty']:,} of them none" if lists["empty"] else ""
             lines.append(

@@ -20,7 +20,7 @@ from seqrec_prompt.errors import ArtifactError, DataError
 from seqrec_prompt.evaluation.comparable import row_names
 from seqrec_prompt.evaluation.evaluate import OUTPUTS, EvaluateConfig, evaluate
 from seqrec_prompt.recommenders.base import Recommendations
-from seqrec_prompt.recommenders.files import write
+from seqrec_prompt.recommenders.files import read, write
 
 CATALOG = Catalog(
     ["pan", "pot", "lid", "jar", "cup"],
@@ -71,7 +71,7 @@ def test_it_writes_and_prints_all_numbers(data, tmp_path, capsys):
     assert rows["mixed"]["metrics"]["@2"]["mrr"] == pytest.approx((1 + 0 + 1 / 2 + 0) / 4)
     assert rows["mixed"]["lists"] == {
         "count": 4, "short": 2, "empty": 1, "items": 5, "valid": 1.0, "made_up": 0.0, "repeated": 0.0,
-        "certified": 1.0, "provenance": {"exact": 5}
+        "of": "places", "certified": 1.0, "provenance": {"exact": 5}
     }  # fmt: skip
     # Most popular in train: 0 (3 times), 1 (twice). Targets 1, 2, 3, 4: one hit, at rank 2.
     assert rows["MostPopular"]["metrics"]["@2"]["mrr"] == pytest.approx(1 / 8)
@@ -95,7 +95,8 @@ def test_it_writes_and_prints_all_numbers(data, tmp_path, capsys):
     assert (out / "table.md").read_text().startswith(printed.split("\n\n")[0])
     assert "4 of 4 test sessions" in printed
     assert "mixed: 2 of 4 lists have fewer than 2 items, 1 of them none" in printed
-    assert "mixed: 100.0% of places hold a real item, 0.0% made up, 0.0% repeated, 100.0% of lists certified" in printed
+    said = "of places hold a real item; of places, 0.0% made up, 0.0% repeated; 100.0% of lists certified."
+    assert f"mixed: 100.0% {said}" in printed
     assert "Jam jar & label" in printed
     assert "  came next   cup\n  mixed: the list is empty" in printed
     assert "    hit  2. Jam jar & label" in printed
@@ -158,7 +159,19 @@ def test_what_is_no_item_or_comes_twice_costs_its_place_when_it_is_counted(data,
     bits = {name: -np.log2(count / 7) for name, count in (("pan", 3), ("pot", 2), ("lid", 1), ("jar", 1))}
     expected = (bits["pot"] / 2 + (bits["pan"] + bits["lid"]) / 3 + bits["jar"] + 0) / 4
     assert row["metrics"]["@3"]["novelty"] == pytest.approx(expected)
-    assert "llm: 50.0% of places hold a real item, 37.5% made up, 12.5% repeated." in capsys.readouterr().out
+    said = "llm: 50.0% of places hold a real item; of places, 37.5% made up, 12.5% repeated."
+    assert said in capsys.readouterr().out
+
+
+def test_a_grounded_file_says_what_was_made_up_before_it(data, tmp_path, capsys):
+    path = save(tmp_path / "r.parquet", PERFECT, data)
+    lists = read(path, CATALOG).lists
+    facts = {"hallucinated_share": 0.25, "duplicate_share": 0.125}
+    write(path, [lists], CATALOG, manifest("ground", {}, {"data": Dataset.load(data).hash}, facts))
+    evaluate(config(data, path))
+    assert (
+        "100.0% of places hold a real item; of titles named, 25.0% made up, 12.5% repeated;" in capsys.readouterr().out
+    )
 
 
 def test_intervals_pairs_and_segments(data, tmp_path):
