@@ -13,7 +13,10 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,9 +25,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from _measure import commit, table
 
-from seqrec_prompt.artifacts import manifest, write_json, write_text
+from seqrec_prompt.artifacts import write_json, write_text
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.evaluation.metrics import METRICS, ListMetrics, evaluate_lists
 from seqrec_prompt.evaluation.significance import bootstrap_interval, randomisation_test, t_test
@@ -116,11 +121,15 @@ def ours(n: int, popularity: LongArray, repeats: int) -> dict[str, Any]:
     """All that evaluation does with n sessions: reading a file, metrics, intervals, tests."""
     lists, targets = made_up(n, 1)
     times: dict[str, Any] = {"sessions": n}
+    catalog = Catalog([str(i) for i in range(ITEMS)], [""] * ITEMS)
     with tempfile.TemporaryDirectory() as folder:
-        catalog = Catalog([str(i) for i in range(ITEMS)], [""] * ITEMS)
         path = Path(folder) / "lists.parquet"
-        files.write(path, [lists], catalog, manifest("recommend", {}, {}))
-        times["read"] = cpu(lambda: files.read(path, catalog), 1 if n == MANY else repeats)
+        sessions = pa.array(lists.session_ids, pa.string()).take(np.repeat(np.arange(n), K))
+        items = pa.array(catalog.ids, pa.string()).take(lists.items)
+        ranks = np.tile(np.arange(1, K + 1, dtype=np.int32), n)
+        pq.write_table(pa.table({"session_id": sessions, "rank": ranks, "item_id": items}), path)
+        del sessions, items, ranks
+        times["read"] = cpu(lambda: files.read(path, catalog), repeats)
     times["metrics"] = cpu(lambda: evaluate_lists(lists, targets, popularity, ITEMS, CUTOFFS), repeats)
     one = evaluate_lists(lists, targets, popularity, ITEMS, CUTOFFS)
     other = evaluate_lists(made_up(n, 2, targets)[0], targets, popularity, ITEMS, CUTOFFS)
@@ -161,7 +170,7 @@ def page(result: dict[str, Any]) -> list[str]:
         "Intervals: 1,000 bootstrap resamples, five metrics at two cut-offs. Tests: 10,000 sign flips, and Student's, "
         "of the same ten. Both draw how often each value occurs, not the sessions.",
         "",
-        *table([*head, "peak GB so far"], rows),
+        *table([*head, "peak GB"], rows),
         "",
         f"`{result['command']}`, commit {result['commit']}; CPU, 1 core"
         + (f", {result['beside']}" if result["beside"] else "")
@@ -170,15 +179,22 @@ def page(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measure and write OUT and, beside it, the figures as JSON."""
+    """Measure every size in a process of its own, then the peers; write OUT and, beside it, the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="page to write")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--beside", default="", help="what else the machine did, for the page")
+    parser.add_argument("--one", type=int, metavar="SESSIONS", help="measure this many sessions alone and print it")
     given = parser.parse_args()
     popularity = np.random.default_rng(0).integers(1, 33, ITEMS)
+    if given.one:
+        print(json.dumps(ours(given.one, popularity, given.repeats)))
+        return
+    sizes = []
+    for n in (SESSIONS, MANY):
+        command = [sys.executable, *sys.argv, "--one", str(n)]
+        sizes.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     lists, targets = made_up(SESSIONS, 1)
-    sizes = [ours(n, popularity, given.repeats) for n in (SESSIONS, MANY)]
     peers: list[dict[str, Any]] = []
     if importlib.util.find_spec("ranx"):
         peers.append({"name": "ranx", "metrics": "3", "seconds": ranx_times(lists, targets, given.repeats)})
