@@ -237,7 +237,7 @@ def _prior_curves(result: Result) -> list[list[str]]:
         made = dict(row["made_by"])
         weight = made.pop("prior_weight", None)
         if weight is not None:
-            groups.setdefault(json.dumps(made, sort_keys=True), []).append((weight, row["name"]))
+            groups.setdefault(json.dumps([made, row["made_from"]], sort_keys=True), []).append((weight, row["name"]))
     return [[name for _, name in sorted(group)] for group in groups.values() if len({w for w, _ in group}) > 1]
 
 

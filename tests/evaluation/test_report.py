@@ -283,6 +283,8 @@ def test_the_curve_of_the_prior_joins_runs_that_differ_in_nothing_else(place):
     assert page._prior_curves(result) == [["good", "novel", "<b onclick='harm()'>|_&"]]
     result["recommenders"][1]["made_by"]["model"] = "another"
     assert page._prior_curves(result) == [["good", "<b onclick='harm()'>|_&"]]
+    result["recommenders"][0]["made_from"]["template"] = "another"
+    assert page._prior_curves(result) == []
 
 
 def test_what_is_gone_or_has_changed_is_told(place, config, tmp_path):
