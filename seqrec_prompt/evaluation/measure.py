@@ -20,6 +20,7 @@ from seqrec_prompt.evaluation.significance import (
     randomisation_test,
     t_test,
 )
+from seqrec_prompt.evaluation.tables import letters
 from seqrec_prompt.ragged import places
 from seqrec_prompt.recommenders.base import FloatArray, Recommendations
 
@@ -206,11 +207,13 @@ def notes(result: dict[str, Any], config: EvaluateConfig) -> list[str]:
         f"seen items {'left out' if result['exclude_seen'] else 'kept'}; novelty and serendipity count {counted}."
     ]
     if result["pairs"]:
+        count = f"{len(result['pairs'])} pair{'s' if len(result['pairs']) > 1 else ''}"
+        where = "Superscripts name the rows that a value is significantly higher than"
+        if not letters(result):
+            where = f"More rows than there are letters for superscripts: 'pairs' in metrics.json holds all {count}"
         lines.append(
-            "Superscripts name the rows that a value is significantly higher than: paired randomisation test "
-            f"({config.statistics.sign_flips:,} sign flips), Holm over {len(result['pairs'])} "
-            f"pair{'s' if len(result['pairs']) > 1 else ''}, p < {1 - config.statistics.confidence:.3g}. "
-            "Coverage belongs to no session and has no test."
+            f"{where}: paired randomisation test ({config.statistics.sign_flips:,} sign flips), Holm over {count}, "
+            f"p < {1 - config.statistics.confidence:.3g}. Coverage belongs to no session and has no test."
         )
     for row in result["recommenders"]:
         lists = row["lists"]

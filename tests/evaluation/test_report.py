@@ -238,6 +238,12 @@ def test_marks_name_the_rows_that_are_lower(place):
     assert any(marks.values())
 
 
+def test_more_rows_than_letters_have_none():
+    few, many = ({"recommenders": [{"name": str(i)} for i in range(n)]} for n in (25, 26))
+    assert len(set(tables.letters(few).values())) == 25
+    assert tables.letters(many) == {}
+
+
 def test_worst_misses_are_those_that_others_found():
     ranks = np.array([0, 0, 0, 0, 3, 0])
     others = {"x": np.array([0, 9, 2, 0, 1, 0]), "y": np.array([0, 1, 4, 0, 1, 0])}
