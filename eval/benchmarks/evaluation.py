@@ -138,6 +138,17 @@ def ours(n: int, popularity: LongArray, repeats: int) -> dict[str, Any]:
     return times
 
 
+def one(what: str, repeats: int) -> Any:
+    """What a process of its own measures: a number of sessions, or a peer at SESSIONS."""
+    popularity = np.random.default_rng(0).integers(1, 33, ITEMS)
+    if what.isdigit():
+        return ours(int(what), popularity, repeats)
+    lists, targets = made_up(SESSIONS, 1)
+    if what == "ranx":
+        return ranx_times(lists, targets, repeats)
+    return rectools_times(lists, targets, popularity, repeats)
+
+
 def shown(timed: Timed) -> str:
     """Write '0.012 (0.011–0.013)'."""
     return f"{timed['median']:.3f} ({timed['least']:.3f}–{timed['most']:.3f})"
@@ -179,28 +190,27 @@ def page(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measure every size in a process of its own, then the peers; write OUT and, beside it, the figures as JSON."""
+    """Measure every size and peer in a process of its own; write OUT and, beside it, the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="page to write")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--beside", default="", help="what else the machine did, for the page")
-    parser.add_argument("--one", type=int, metavar="SESSIONS", help="measure this many sessions alone and print it")
+    parser.add_argument("--one", help="measure this alone, a number of sessions or a peer, and print it")
     given = parser.parse_args()
-    popularity = np.random.default_rng(0).integers(1, 33, ITEMS)
     if given.one:
-        print(json.dumps(ours(given.one, popularity, given.repeats)))
+        print(json.dumps(one(given.one, given.repeats)))
         return
-    sizes = []
-    for n in (SESSIONS, MANY):
-        command = [sys.executable, *sys.argv, "--one", str(n)]
-        sizes.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    lists, targets = made_up(SESSIONS, 1)
-    peers: list[dict[str, Any]] = []
-    if importlib.util.find_spec("ranx"):
-        peers.append({"name": "ranx", "metrics": "3", "seconds": ranx_times(lists, targets, given.repeats)})
-    if importlib.util.find_spec("rectools"):
-        times = rectools_times(lists, targets, popularity, given.repeats)
-        peers.append({"name": "rectools", "metrics": "6", "seconds": times})
+
+    def apart(what: str) -> Any:
+        command = [sys.executable, *sys.argv, "--one", what]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+    sizes = [apart(str(n)) for n in (SESSIONS, MANY)]
+    peers = [
+        {"name": name, "metrics": metrics, "seconds": apart(name)}
+        for name, metrics in (("ranx", "3"), ("rectools", "6"))
+        if importlib.util.find_spec(name)
+    ]
     names = ["numpy", "scipy", "pyarrow", *(peer["name"] for peer in peers)]
     result = {
         "command": f"python eval/benchmarks/evaluation.py --out {given.out} --repeats {given.repeats}",
