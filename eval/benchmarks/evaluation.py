@@ -176,7 +176,7 @@ def page(result: dict[str, Any]) -> list[str]:
         "",
         *table(["library", "metrics", "CPU-seconds", "times ours"], peers),
         "",
-        "## From Amazon Beauty's size to a million sessions",
+        "## With more sessions",
         "",
         "Intervals: 1,000 bootstrap resamples, five metrics at two cut-offs. Tests: 10,000 sign flips, and Student's, "
         "of the same ten. Both draw how often each value occurs, not the sessions.",
