@@ -16,7 +16,7 @@ import platform
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,22 @@ def peek_journal(path: Path) -> dict[str, Any] | None:
         line = stream.readline()
     value = json.loads(line[9:]) if line[:9] == b"%08x " % zlib.crc32(line[9:-1]) else None
     return value if isinstance(value, dict) else None
+
+
+def own_directory(out: Path, stage: str, outputs: Collection[str]) -> dict[str, Any] | None:
+    """Return the manifest of what `stage` made at `out` before, None where nothing is.
+
+    Raises ArtifactError when anything else is there, which not even an overwrite may touch: a stage that replaces its
+    directory as a whole writes only files named in `outputs`.
+    """
+    if not out.exists():
+        return None
+    found = peek_manifest(out)
+    foreign = sorted(file.name for file in out.iterdir() if file.name not in outputs)
+    if foreign or (found is None and any(out.iterdir())) or (found and found.get("stage") != stage):
+        holds = f" (it holds {', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''})" if foreign else ""
+        raise ArtifactError(f"{out} is not a directory that {stage} made{holds}. Choose another --out.")
+    return found
 
 
 def hash_file(path: Path) -> str:

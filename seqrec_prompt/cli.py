@@ -91,6 +91,12 @@ VERBS = {
         "compare recommendation files and baselines in one table",
         "seqrec-prompt evaluate --data runs/data --recommendations runs/recs.parquet --out runs/evaluation",
     ),
+    "report": Verb(
+        "seqrec_prompt.evaluation.report",
+        "ReportConfig",
+        "show an evaluation as one page, with plots, sessions and a model card",
+        "seqrec-prompt report --evaluation runs/evaluation --out runs/report",
+    ),
     "embed": Verb(
         "seqrec_prompt.engines.embed",
         "EmbedConfig",

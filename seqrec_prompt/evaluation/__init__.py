@@ -1,1 +1,1 @@
-"""How good ranked lists are: metrics, one table for several recommenders, examples."""
+"""How good ranked lists are: metrics, intervals and tests, one table for several recommenders, the report."""

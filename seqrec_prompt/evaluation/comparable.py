@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from seqrec_prompt.artifacts import hash_file
 from seqrec_prompt.data.catalog import Catalog
@@ -27,7 +29,8 @@ class Row:
     """One recommender of the comparison, its lists in the order of the holdout.
 
     path and sha256: the file it came from, None for a baseline. manifest: how 'recommend' made it, {} for others; only
-    such a file tells which lists are proven exact.
+    such a file tells which lists are proven exact. unknown, repeated: places of the lists that hold an id the catalog
+    does not have, or an item once more; in `lists` these places hold the size of the catalog.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Row:
     path: Path | None = None
     sha256: str | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
+    unknown: int = 0
+    repeated: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,30 +51,50 @@ class Comparison:
     exclude_seen: bool
 
 
-def load_comparison(paths: Sequence[Path], data: Path, dataset: Dataset, taken_names: Iterable[str]) -> Comparison:
+def load_comparison(
+    paths: Sequence[Path],
+    data: Path,
+    dataset: Dataset,
+    taken_names: Iterable[str] = (),
+    invalid: Literal["refuse", "count"] = "refuse",
+) -> Comparison:
     """Read all files and bring their lists into the order of the test part, without padding or dropping any.
 
-    data: the directory of `dataset`, for messages. taken_names: names that no file's row may have. Raises
+    data: the directory of `dataset`, for messages. taken_names: names that no file's row may have. invalid: what to do
+    with ids that are not in the catalog and items that a list repeats; 'count' makes each a lost place. Raises
     ArtifactError for a file that cannot be read; DataError when files were made from other data, hold sessions that
-    are no test sessions, repeat an item in a list, or differ in their sessions or in exclude_seen.
+    are no test sessions, or differ in their sessions or in exclude_seen, and for what is to be refused.
     """
     _check_data(paths, data, dataset)
-    files = [read(path, dataset.catalog) for path in paths]
+    lost = len(dataset.catalog)
+    files = [read(path, dataset.catalog, lost if invalid == "count" else None) for path in paths]
     test_ids = dataset.split.test.prompts.ids
-    problems = [p for file in files for p in _problems(file, dataset.catalog, test_ids, data)]
+    repeats = [_repeats(file.lists, lost) for file in files]
+    problems = [
+        problem
+        for file, repeated in zip(files, repeats, strict=True)
+        for problem in _problems(file, dataset.catalog, test_ids, data, repeated[: None if invalid == "refuse" else 0])
+    ]
     if problems:
-        raise DataError(problems, f"Make the file again with: seqrec-prompt recommend --data {data}")
+        raise DataError(
+            problems,
+            f"Make the file again with: seqrec-prompt recommend --data {data}"
+            + ("\nOr count repeated items as lost places: --invalid count" if any(map(len, repeats)) else ""),
+        )
     _check_same_sessions(files)
     exclude_seen = _exclude_seen(files)
 
-    position = {session_id: i for i, session_id in enumerate(test_ids)}
-    where = [np.array([position[session_id] for session_id in file.lists.session_ids]) for file in files]
     names = row_names(paths, taken_names)
-    rows = [
-        Row(name, file.lists.take(np.argsort(order)), file.path, hash_file(file.path), file.manifest)
-        for name, file, order in zip(names, files, where, strict=True)
-    ]
-    return Comparison(dataset.split.test.take(np.sort(where[0])), rows, exclude_seen)
+    rows, shared = [], np.zeros(0, np.int64)
+    for name, file, repeated in zip(names, files, repeats, strict=True):
+        where = _position(test_ids, file.lists.session_ids)
+        shared = np.sort(where)
+        unknown = int((file.lists.items == lost).sum())
+        items = file.lists.items.copy()
+        items[repeated] = lost
+        lists = replace(file.lists, items=items).take(np.argsort(where))
+        rows.append(Row(name, lists, file.path, hash_file(file.path), file.manifest, unknown, len(repeated)))
+    return Comparison(dataset.split.test.take(shared), rows, exclude_seen)
 
 
 def row_names(paths: Sequence[Path], taken: Iterable[str] = ()) -> list[str]:
@@ -109,28 +134,43 @@ def _check_data(paths: Sequence[Path], data: Path, dataset: Dataset) -> None:
         raise DataError(other, "Give the --data directory it was made from, or run 'seqrec-prompt recommend' again.")
 
 
-def _problems(file: RecommendationFile, catalog: Catalog, test_ids: npt.NDArray[np.object_], data: Path) -> list[str]:
+def _position(of: npt.NDArray[np.object_], ids: npt.NDArray[np.object_]) -> npt.NDArray[np.int64]:
+    """(ids,) where each stands in `of`, -1 where it does not."""
+    found = pc.index_in(pa.array(ids, pa.string()), value_set=pa.array(of, pa.string()))
+    positions: npt.NDArray[np.int64] = found.fill_null(-1).to_numpy().astype(np.int64)
+    return positions
+
+
+def _repeats(lists: Recommendations, lost: int) -> npt.NDArray[np.int64]:
+    """Entries of `lists.items` that hold an item which stands in the same list before; lost places do not count."""
+    rows = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+    entries = np.flatnonzero(lists.items != lost)
+    _, first = np.unique(rows[entries] * (lost + 1) + lists.items[entries], return_index=True)
+    return np.delete(entries, first)
+
+
+def _problems(
+    file: RecommendationFile,
+    catalog: Catalog,
+    test_ids: npt.NDArray[np.object_],
+    data: Path,
+    repeated: npt.NDArray[np.int64],
+) -> list[str]:
     problems = []
     lists = file.lists
     if not len(lists):
         problems.append(f"{file.path}: holds no sessions")
-    known = set(test_ids)
-    strangers = [session_id for session_id in lists.session_ids if session_id not in known]
+    strangers = lists.session_ids[_position(test_ids, lists.session_ids) < 0].tolist()
     if strangers:
         problems.append(
             f"{file.path}: {len(strangers):,} of {len(lists):,} sessions are not in the test part of {data}: "
             + _first(strangers)
         )
-    rows = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
-    pairs, uses = np.unique(rows * len(catalog) + lists.items, return_counts=True)
-    repeated = pairs[uses > 1]
     if len(repeated):
-        session_id = lists.session_ids[repeated[0] // len(catalog)]
-        item_id = catalog.ids[repeated[0] % len(catalog)]
-        where = len(np.unique(repeated // len(catalog)))
+        rows = np.searchsorted(lists.offsets, repeated, side="right") - 1
         problems.append(
-            f"{file.path}: {where:,} of {len(lists):,} lists repeat an item, "
-            f"for example session '{session_id}' has item '{item_id}' more than once"
+            f"{file.path}: {len(np.unique(rows)):,} of {len(lists):,} lists repeat an item, for example session "
+            f"'{lists.session_ids[rows[0]]}' has item '{catalog.ids[lists.items[repeated[0]]]}' more than once"
         )
     return problems
 

@@ -11,8 +11,8 @@ At cut-off k, with r the rank of the target in the first k places of the list (f
 
 All but coverage are means over every session. The authors divide serendipity's sum by min(unexpected targets, list
 length); with one target that is 1, or 0 where the numerator is 0 too. An item that was never counted adds 0 to the sum
-of novelty, and still one place to its denominator. An empty list scores 0 everywhere. A list shorter than k is judged
-as it is: novelty is the mean over the places it has.
+of novelty, and still one place to its denominator; so does a place lost to something that is no item. An empty list
+scores 0 everywhere. A list shorter than k is judged as it is: novelty is the mean over the places it has.
 
 What is counted changes novelty and serendipity. The published tables count every interaction, those of test sessions
 too: MostPopular on Beauty (ranked by train counts, seen items kept) then has coverage .001/.002, novelty 9.187/9.408
@@ -65,8 +65,9 @@ def evaluate_lists(
 ) -> ListMetrics:
     """Compute all six metrics at every cut-off; the formulas are in the module's docstring.
 
-    lists: n lists of distinct items. targets: (n,) catalog positions, in the same order. popularity: (items,) how often
-    each item was counted, train sessions as a rule. n_items: size of the catalog. interactions: "all counts" in the
+    lists: n lists of distinct items; n_items itself stands for a place lost to something else. targets: (n,) catalog
+    positions, in the same order. popularity: (items,) how often each item was counted, train sessions as a rule.
+    n_items: size of the catalog. interactions: "all counts" in the
     formula of novelty, where `popularity` does not sum to it. Raises DataError without sessions.
     """
     n = len(lists)
@@ -87,6 +88,7 @@ def evaluate_lists(
     ranks[rows[hits]] = place[hits] + 1
 
     bits = self_information(popularity, int(popularity.sum()) if interactions is None else interactions)
+    bits = np.append(bits, 0.0)  # of a lost place
     by_popularity = np.argsort(-popularity, kind="stable")[: np.count_nonzero(popularity)]
     per_session: dict[int, dict[str, FloatArray]] = {}
     means: dict[int, dict[str, float]] = {}
@@ -96,7 +98,7 @@ def evaluate_lists(
         safe = np.maximum(ranks, 1)
         expected = np.zeros(n_items, np.bool_)
         expected[by_popularity[:k]] = True
-        covered = np.zeros(n_items, np.bool_)
+        covered = np.zeros(n_items + 1, np.bool_)
         covered[items[inside]] = True
         total_bits = np.bincount(rows[inside], weights=bits[items[inside]], minlength=n)
         per_session[k] = {
@@ -107,7 +109,7 @@ def evaluate_lists(
             "novelty": total_bits / np.clip(lengths, 1, k),
         }
         values = {name: float(value.mean()) for name, value in per_session[k].items()}
-        values["coverage"] = float(covered.sum() / n_items)
+        values["coverage"] = float(covered[:n_items].sum() / n_items)
         means[k] = {name: values[name] for name in METRICS}
     return ListMetrics(ranks, lengths, per_session, means)
 

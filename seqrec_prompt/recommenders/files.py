@@ -8,12 +8,13 @@ carries the manifest of its making.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from seqrec_prompt.artifacts import atomic_file
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.lists import METADATA_KEY, parquet_manifest
 from seqrec_prompt.errors import ArtifactError, DataError
-from seqrec_prompt.ragged import offsets_of, places
+from seqrec_prompt.ragged import LongArray, offsets_of, places
 from seqrec_prompt.recommenders.base import Recommendations
 
 SCHEMA = pa.schema(
@@ -68,10 +69,11 @@ def read_file_manifest(path: Path) -> dict[str, Any] | None:
         raise ArtifactError(f"{path} is not a Parquet file ({error}).") from None
 
 
-def read(path: Path, catalog: Catalog) -> RecommendationFile:
+def read(path: Path, catalog: Catalog, unknown: int | None = None) -> RecommendationFile:
     """Read a recommendation file; needs only the columns session_id, rank and item_id, so other tools can write it.
 
-    Raises ArtifactError when the file is missing or no Parquet, DataError naming columns or items that do not fit.
+    unknown: what to read an id as that is not in the catalog; without it such an id is an error. Raises ArtifactError
+    when the file is missing or no Parquet, DataError naming columns or items that do not fit.
     """
     manifest = read_file_manifest(path)
     if manifest is None:
@@ -84,7 +86,7 @@ def read(path: Path, catalog: Catalog) -> RecommendationFile:
     for name in ("session_id", "item_id"):
         # Other tools often write ids as numbers; here ids are texts.
         table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))
-    return RecommendationFile(path, _lists(table, catalog, path), manifest)
+    return RecommendationFile(path, _lists(table, _positions(table, catalog, path, unknown)), manifest)
 
 
 def _typed(table: pa.Table, path: Path) -> pa.Table:
@@ -128,13 +130,14 @@ def _table(lists: Recommendations, catalog: Catalog) -> pa.Table:
     )
 
 
-def _lists(table: pa.Table, catalog: Catalog, path: Path) -> Recommendations:
-    session_id = np.array(table["session_id"].to_pylist(), dtype=object)
-    first, group = _group(session_id)
+def _lists(table: pa.Table, positions: LongArray) -> Recommendations:
+    """Lists of a table, sessions in order of first appearance; positions: of each row's item, -1 for none."""
+    group, session_ids = _encoded(table["session_id"])
+    first = np.full(len(session_ids), len(group), np.int64)
+    np.minimum.at(first, group, np.arange(len(group)))
     rank = table["rank"].to_numpy()
     order = np.lexsort((rank, group))
-    items = np.array(list(_positions(table, catalog, path)), dtype=np.int64)[order]
-    group = group[order]
+    items, group = positions[order], group[order]
     real = items >= 0
     counts = np.bincount(group[real], minlength=len(first))
     score = table["score"].to_numpy()[order] if "score" in table.column_names else -rank[order].astype(float)
@@ -147,33 +150,32 @@ def _lists(table: pa.Table, catalog: Catalog, path: Path) -> Recommendations:
         outside = table["outside"].to_numpy()[first]
     provenance: Any = "exact"
     if "provenance" in table.column_names:
-        provenance = np.array(table["provenance"].to_pylist(), dtype=object)[order][real]
+        which, names = _encoded(table["provenance"])
+        provenance = names[which[order][real]]
     offsets = offsets_of(counts)
     score, found = score[real].astype(float), items[real].astype(np.int32)
-    return Recommendations(session_id[first], offsets, found, score, certified, gap, provenance, outside)
+    return Recommendations(session_ids, offsets, found, score, certified, gap, provenance, outside)
 
 
-def _group(session_id: Any) -> tuple[Any, Any]:
-    """Number sessions in order of first appearance: (row of each session's first entry, group number of each row)."""
-    numbers: dict[str, int] = {}
-    first = []
-    group = np.empty(len(session_id), np.int64)
-    for row, name in enumerate(session_id):
-        if name not in numbers:
-            numbers[name] = len(numbers)
-            first.append(row)
-        group[row] = numbers[name]
-    return np.array(first, np.int64), group
+def _encoded(column: pa.ChunkedArray) -> tuple[LongArray, npt.NDArray[np.object_]]:
+    """Number texts in order of first appearance: (number of each row, the distinct texts); a null is one of them."""
+    encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
+    return encoded.indices.to_numpy().astype(np.int64), np.array(encoded.dictionary.to_pylist(), dtype=object)
 
 
-def _positions(table: pa.Table, catalog: Catalog, path: Path) -> Iterator[int]:
-    for row, item_id in enumerate(table["item_id"].to_pylist()):
-        if item_id is None:
-            yield -1
-        elif item_id in catalog.index:
-            yield catalog.index[item_id]
-        else:
-            raise DataError(
-                [f"{path}: row {row + 1}, column item_id: '{item_id}' is not in the catalog"],
-                "These recommendations belong to other data: give --data of the directory they were made from.",
-            )
+def _positions(table: pa.Table, catalog: Catalog, path: Path, unknown: int | None) -> LongArray:
+    """(rows,) catalog positions, -1 for a row without an item."""
+    ids = table["item_id"]
+    found = pc.index_in(ids, value_set=pa.array(catalog.ids, pa.string()))
+    positions: LongArray = pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    strange = (positions < 0) & ids.is_valid().to_numpy()
+    if unknown is None and strange.any():
+        row = int(strange.argmax())
+        raise DataError(
+            [f"{path}: row {row + 1}, column item_id: '{ids[row]}' is not in the catalog"],
+            "These recommendations belong to other data: give --data of the directory they were made from. Where a "
+            "model makes up items, evaluate with --invalid count.",
+        )
+    if unknown is not None:
+        positions[strange] = unknown
+    return positions

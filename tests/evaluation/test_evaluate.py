@@ -20,7 +20,7 @@ from seqrec_prompt.errors import ArtifactError, DataError
 from seqrec_prompt.evaluation.comparable import row_names
 from seqrec_prompt.evaluation.evaluate import OUTPUTS, EvaluateConfig, evaluate
 from seqrec_prompt.recommenders.base import Recommendations
-from seqrec_prompt.recommenders.files import write
+from seqrec_prompt.recommenders.files import read, write
 
 CATALOG = Catalog(
     ["pan", "pot", "lid", "jar", "cup"],
@@ -70,7 +70,8 @@ def test_it_writes_and_prints_all_numbers(data, tmp_path, capsys):
     assert rows["perfect"]["sha256"] == hash_file(perfect)
     assert rows["mixed"]["metrics"]["@2"]["mrr"] == pytest.approx((1 + 0 + 1 / 2 + 0) / 4)
     assert rows["mixed"]["lists"] == {
-        "count": 4, "short": 2, "empty": 1, "items": 5, "valid": 1.0, "distinct": 1.0, "certified": 1.0
+        "count": 4, "short": 2, "empty": 1, "items": 5, "valid": 1.0, "made_up": 0.0, "repeated": 0.0,
+        "of": "places", "certified": 1.0, "provenance": {"exact": 5}
     }  # fmt: skip
     # Most popular in train: 0 (3 times), 1 (twice). Targets 1, 2, 3, 4: one hit, at rank 2.
     assert rows["MostPopular"]["metrics"]["@2"]["mrr"] == pytest.approx(1 / 8)
@@ -78,12 +79,14 @@ def test_it_writes_and_prints_all_numbers(data, tmp_path, capsys):
     assert rows["TransitionCounts"]["metrics"]["@1"]["hr"] == pytest.approx(1 / 4)
 
     shown = pq.read_table(out / "per_session.parquet").to_pylist()
-    assert shown[4:8] == [
-        {"recommender": "mixed", "session_id": "u1", "target": "pot", "rank": 1},
-        {"recommender": "mixed", "session_id": "u2", "target": "lid", "rank": None},
-        {"recommender": "mixed", "session_id": "u3", "target": "jar", "rank": 2},
-        {"recommender": "mixed", "session_id": "u4", "target": "cup", "rank": None},
+    columns = ("recommender", "session_id", "session_length", "target", "target_count", "list_length", "rank")
+    assert [tuple(row.values()) for row in shown[4:8]] == [
+        ("mixed", "u1", 1, "pot", 2, 1, 1),
+        ("mixed", "u2", 2, "lid", 1, 2, None),
+        ("mixed", "u3", 2, "jar", 1, 2, 2),
+        ("mixed", "u4", 1, "cup", 0, 0, None),
     ]
+    assert tuple(shown[0]) == columns
     with (out / "table.csv").open(newline="") as stream:
         first = next(csv.DictReader(stream))
     assert float(first["novelty@2"]) == rows["perfect"]["metrics"]["@2"]["novelty"]
@@ -92,7 +95,8 @@ def test_it_writes_and_prints_all_numbers(data, tmp_path, capsys):
     assert (out / "table.md").read_text().startswith(printed.split("\n\n")[0])
     assert "4 of 4 test sessions" in printed
     assert "mixed: 2 of 4 lists have fewer than 2 items, 1 of them none" in printed
-    assert "mixed: valid 100%, distinct 100%, certified 100.0%." in printed
+    said = "of places hold a real item; of places, 0.0% made up, 0.0% repeated; 100.0% of lists certified."
+    assert f"mixed: 100.0% {said}" in printed
     assert "Jam jar & label" in printed
     assert "  came next   cup\n  mixed: the list is empty" in printed
     assert "    hit  2. Jam jar & label" in printed
@@ -132,6 +136,93 @@ def test_another_tools_file_has_no_certificates(data, tmp_path):
     result = evaluate(config(data, tmp_path / "other.parquet"))
     assert result["recommenders"][0]["metrics"]["@1"]["hr"] == 1
     assert "certified" not in result["recommenders"][0]["lists"]
+
+
+def test_what_is_no_item_or_comes_twice_costs_its_place_when_it_is_counted(data, tmp_path, capsys):
+    rows = [
+        *(("u1", 1, "ghost"), ("u1", 2, "pot")),  # the target, behind an id that the catalog does not have
+        *(("u2", 1, "pan"), ("u2", 2, "pan"), ("u2", 3, "lid")),  # the target, behind an item once more
+        *(("u3", 1, "jar"), ("u4", 1, "ghost"), ("u4", 2, "ghost")),
+    ]
+    table = pa.table(dict(zip(("session_id", "rank", "item_id"), map(list, zip(*rows, strict=True)), strict=True)))
+    pq.write_table(table, tmp_path / "llm.parquet")
+    with pytest.raises(DataError, match=r"row 1, column item_id: 'ghost' is not in the catalog\n.*--invalid count"):
+        evaluate(config(data, tmp_path / "llm.parquet"))
+    result = evaluate(config(data, tmp_path / "llm.parquet", invalid="count", cutoffs=(3,), baselines=False))
+    row = result["recommenders"][0]
+    assert {name: row["lists"][name] for name in ("items", "valid", "made_up", "repeated")} == {
+        "items": 8, "valid": 4 / 8, "made_up": 3 / 8, "repeated": 1 / 8
+    }  # fmt: skip
+    assert row["metrics"]["@3"]["mrr"] == pytest.approx((1 / 2 + 1 / 3 + 1 + 0) / 4)
+    assert row["metrics"]["@3"]["coverage"] == 4 / 5
+    # Train has pan 3 times, pot 2, lid 1, jar 1, of 7; a lost place adds nothing and counts.
+    bits = {name: -np.log2(count / 7) for name, count in (("pan", 3), ("pot", 2), ("lid", 1), ("jar", 1))}
+    expected = (bits["pot"] / 2 + (bits["pan"] + bits["lid"]) / 3 + bits["jar"] + 0) / 4
+    assert row["metrics"]["@3"]["novelty"] == pytest.approx(expected)
+    said = "llm: 50.0% of places hold a real item; of places, 37.5% made up, 12.5% repeated."
+    assert said in capsys.readouterr().out
+
+
+def test_a_grounded_file_says_what_was_made_up_before_it(data, tmp_path, capsys):
+    path = save(tmp_path / "r.parquet", PERFECT, data)
+    lists = read(path, CATALOG).lists
+    facts = {"hallucinated_share": 0.25, "duplicate_share": 0.125}
+    write(path, [lists], CATALOG, manifest("ground", {}, {"data": Dataset.load(data).hash}, facts))
+    evaluate(config(data, path))
+    assert (
+        "100.0% of places hold a real item; of titles named, 25.0% made up, 12.5% repeated;" in capsys.readouterr().out
+    )
+
+
+def test_intervals_pairs_and_segments(data, tmp_path):
+    perfect = save(tmp_path / "perfect.parquet", PERFECT, data)
+    reverse = save(tmp_path / "reverse.parquet", {name: items[::-1] for name, items in PERFECT.items()}, data)
+    result = evaluate(config(data, perfect, reverse, baselines=False))
+    for row in result["recommenders"]:
+        for at, values in row["metrics"].items():
+            assert set(row["intervals"][at]) == set(values)
+            assert all(low <= values[name] <= high for name, (low, high) in row["intervals"][at].items())
+    (pair,) = result["pairs"]
+    assert (pair["first"], pair["second"]) == ("perfect", "reverse")
+    found = pair["@1"]["ndcg"]
+    # Four sessions, each better: of the 16 sign patterns two are as far from 0.
+    assert (found["difference"], found["randomisation"]) == (1, 2 / 16)
+    assert pair["@2"]["hr"]["randomisation"] == pair["@2"]["hr"]["t_test_holm"] == 1
+    parts = {(part["by"], part["segment"]): part for part in result["segments"]}
+    assert {key: part["sessions"] for key, part in parts.items()} == {
+        ("session length", "1"): 2, ("session length", "2–3"): 2,
+        ("target popularity", "middle"): 1, ("target popularity", "tail"): 2, ("target popularity", "cold"): 1,
+    }  # fmt: skip
+    cold = parts["target popularity", "cold"]["recommenders"][0]
+    assert cold["metrics"]["@1"]["hr"] == 1
+    with (tmp_path / "evaluation" / "segments.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["recommender"] for row in rows] == ["perfect", "reverse"] * 5
+    assert float(rows[-2]["hr@1"]) == 1
+
+
+def test_every_pair_is_one_of_holms_family(data, tmp_path):
+    perfect = save(tmp_path / "perfect.parquet", PERFECT, data)
+    result = evaluate(config(data, perfect))
+    assert len(result["pairs"]) == 6
+    raw = [pair["@1"]["ndcg"]["randomisation"] for pair in result["pairs"]]
+    corrected = [pair["@1"]["ndcg"]["randomisation_holm"] for pair in result["pairs"]]
+    assert min(corrected) == pytest.approx(min(1, 6 * min(raw)))
+    assert all(after >= before for before, after in zip(raw, corrected, strict=True))
+
+
+def test_categories_are_those_of_the_targets(tmp_path):
+    kinds = {"kind": ["for cooking", "for cooking", "for cooking", "", "for drinking"]}
+    catalog = Catalog(CATALOG.ids, CATALOG.titles, kinds)
+    directory = tmp_path / "data"
+    directory.mkdir()
+    Dataset(catalog, Split(TRAIN, TEST), manifest("prepare", {}, {}, {"hash": "h", "interactions": 17})).save(directory)
+    path = save(tmp_path / "perfect.parquet", PERFECT, directory)
+    result = evaluate(config(directory, path, category="kind", baselines=False))
+    found = {part["segment"]: part["sessions"] for part in result["segments"] if part["by"] == "target kind"}
+    assert found == {"for cooking": 2, "for drinking": 1, "none": 1}
+    with pytest.raises(DataError, match=r"no attribute 'colour' \(it has: kind\)"):
+        evaluate(config(directory, path, category="colour", out=tmp_path / "other"))
 
 
 @pytest.mark.parametrize(

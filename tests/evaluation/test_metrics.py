@@ -64,40 +64,51 @@ def test_without_sessions_there_is_nothing_to_evaluate():
         evaluate_lists(lists_of([]), np.empty(0, np.int32), np.array([1]), 1)
 
 
-def naive(lists, target, popularity, n_items, k, total):
-    ranking = sorted((i for i in range(n_items) if popularity[i]), key=lambda i: (-popularity[i], i))
-    shown = [items[:k] for items in lists]
-    coverage = len({item for items in shown for item in items}) / n_items
-    novelty = serendipity = 0.0
-    for items, wanted in zip(shown, target, strict=True):
-        bits = [-math.log2(popularity[i] / total) if popularity[i] else 0.0 for i in items]
-        novelty += sum(bits) / len(items) if items else 0.0
-        unexpected = {wanted} - set(ranking[:k])
-        denominator = min(len(unexpected), len(items))
-        serendipity += len(unexpected & set(items)) / denominator if denominator else 0.0
-    return {"coverage": coverage, "novelty": novelty / len(lists), "serendipity": serendipity / len(lists)}
+def oracle(lists, targets, popularity, n_items, k, total):
+    """All six metrics by their definitions, in plain Python, a session and a place at a time."""
+    expected = set(sorted((i for i in range(n_items) if popularity[i]), key=lambda i: (-popularity[i], i))[:k])
+    sums = dict.fromkeys(METRICS, 0.0)
+    shown = set()
+    for items, target in zip(lists, targets, strict=True):
+        bits = 0.0
+        for place, item in enumerate(items[:k], start=1):
+            if item == n_items:  # a place lost
+                continue
+            shown.add(item)
+            if popularity[item]:
+                bits += math.log2(total / popularity[item])
+            if item == target:
+                sums["ndcg"] += 1 / math.log2(place + 1)
+                sums["hr"] += 1
+                sums["mrr"] += 1 / place
+        sums["novelty"] += bits / len(items[:k]) if items else 0.0
+        unexpected = {target} - expected
+        possible = min(len(unexpected), len(items))
+        sums["serendipity"] += len(unexpected & set(items[:k])) / possible if possible else 0.0
+    return {name: value / len(lists) for name, value in sums.items()} | {"coverage": len(shown) / n_items}
 
 
 @given(st.data())
-def test_beyond_accuracy_is_the_plain_loop(data):
+def test_all_metrics_are_their_definitions(data):
+    """Random lists, short, empty and with lost places; equal popularities, items never counted."""
     n_items = data.draw(st.integers(1, 8))
     item = st.integers(0, n_items - 1)
-    lists = data.draw(st.lists(st.lists(item, unique=True), min_size=1, max_size=8))
-    target = data.draw(st.lists(item, min_size=len(lists), max_size=len(lists)))
+    real = st.lists(item, unique=True)
+    lists = data.draw(st.lists(real, min_size=1, max_size=8))
+    lists = [[*items[:at], n_items, *items[at:]] if lost else items
+             for items in lists for lost, at in [(data.draw(st.booleans()), data.draw(st.integers(0, 3)))]]  # fmt: skip
+    targets = data.draw(st.lists(item, min_size=len(lists), max_size=len(lists)))
     popularity = data.draw(st.lists(st.integers(0, 4), min_size=n_items, max_size=n_items))
     total = sum(popularity) + data.draw(st.integers(0, 5))
     cutoffs = tuple(data.draw(st.sets(st.integers(1, 10), min_size=1, max_size=3)))
     counts = np.array(popularity, np.int64)
-    found = evaluate_lists(lists_of(lists), np.array(target, np.int32), counts, n_items, cutoffs, total)
+    found = evaluate_lists(lists_of(lists), np.array(targets, np.int32), counts, n_items, cutoffs, total)
     for k in cutoffs:
-        expected = naive(lists, target, popularity, n_items, k, total)
-        assert {name: found.means[k][name] for name in expected} == pytest.approx(expected)
+        assert found.means[k] == pytest.approx(oracle(lists, targets, popularity, n_items, k, total), abs=1e-9)
 
 
 def test_accuracy_is_that_of_ranx():
-    from ranx import Qrels, Run
-    from ranx import evaluate as ranx_evaluate
-
+    ranx = pytest.importorskip("ranx", reason="ranx is not installed; it comes with the extra 'test'")
     rng = np.random.default_rng(0)
     n, n_items = 500, 60
     # Lists of 0 to 25 items; ranx has no empty lists, so there a list holds one item that is nobody's target.
@@ -111,12 +122,41 @@ def test_accuracy_is_that_of_ranx():
     }
     qrels = {f"s{i}": {f"i{target}": 1} for i, target in enumerate(targets)}
     names = {f"{theirs}@{k}": (k, ours) for k in (5, 20) for theirs, ours in _RANX_NAMES.items()}
-    theirs = ranx_evaluate(Qrels(qrels), Run(run), list(names))
+    theirs = ranx.evaluate(ranx.Qrels(qrels), ranx.Run(run), list(names))
     for name, (k, ours) in names.items():
         assert found.means[k][ours] == pytest.approx(float(theirs[name]), abs=1e-9), name
 
 
 _RANX_NAMES = {"ndcg": "ndcg", "hit_rate": "hr", "mrr": "mrr"}
+
+
+def test_five_metrics_are_those_of_rectools():
+    rectools = pytest.importorskip(
+        "rectools.metrics", reason="rectools is not installed: pip install --no-deps rectools implicit attrs typeguard"
+    )
+    import pandas as pd
+
+    rng = np.random.default_rng(1)
+    n, n_items = 400, 50
+    lists = [rng.permutation(n_items)[: rng.integers(1, 26)].tolist() for _ in range(n)]
+    targets = rng.integers(0, n_items, n).astype(np.int32)
+    # Train: 30 users, each item by at least one, many by equally many; rectools counts users, as we count here.
+    train = pd.DataFrame([(u, i) for i in range(n_items) for u in range(1 + i % 7)], columns=["user_id", "item_id"])
+    popularity = np.bincount(train.item_id, minlength=n_items)
+    rows = [(s, item, place) for s, items in enumerate(lists) for place, item in enumerate(items, start=1)]
+    shown = pd.DataFrame(rows, columns=["user_id", "item_id", "rank"])
+    truth = pd.DataFrame({"user_id": range(n), "item_id": targets})
+    users = train.user_id.nunique()
+    for k in (5, 20):
+        found = evaluate_lists(lists_of(lists), targets, popularity, n_items, (k,), users).means[k]
+        theirs = {
+            "ndcg": rectools.NDCG(k, divide_by_achievable=True).calc(shown, truth),
+            "hr": rectools.HitRate(k).calc(shown, truth),
+            "mrr": rectools.MRR(k).calc(shown, truth),
+            "novelty": rectools.MeanInvUserFreq(k).calc(shown, train),
+            "coverage": rectools.CatalogCoverage(k, normalize=True).calc(shown, range(n_items)),
+        }
+        assert {name: found[name] for name in theirs} == pytest.approx(theirs, abs=1e-9)
 
 
 def test_every_interaction_is_counted_once():
