@@ -41,6 +41,18 @@ class Verb:
 
 
 VERBS = {
+    "quickstart": Verb(
+        "seqrec_prompt.quickstart",
+        "QuickstartConfig",
+        "run the whole way once, on the bundled sample with a small LLM",
+        "seqrec-prompt quickstart --out runs/quickstart",
+    ),
+    "init": Verb(
+        "seqrec_prompt.init",
+        "InitConfig",
+        "look at your own table and write commented settings for it",
+        "seqrec-prompt init --interactions events.csv --items items.csv --out seqrec.yaml",
+    ),
     "prepare": Verb(
         "seqrec_prompt.data.prepare",
         "PrepareConfig",

@@ -117,7 +117,7 @@ def as_yaml(config: Config, verb: str) -> str:
     lines = [text.rstrip("\n") if given else f"{verb}:"]
     everything = _flat(config.model_dump(mode="json"))
     set_by_user = _flat(given)
-    defaults = [f"  # {name}: {_inline(value)}" for name, value in everything.items() if name not in set_by_user]
+    defaults = [f"  # {name}: {inline(value)}" for name, value in everything.items() if name not in set_by_user]
     if defaults:
         lines += ["  # left to their defaults:", *defaults]
     return "\n".join(lines) + "\n"
@@ -130,7 +130,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
     """A value as it stands in YAML after a colon, on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
     return text.removesuffix("...\n").strip()

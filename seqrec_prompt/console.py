@@ -80,7 +80,7 @@ class Progress:
             disable=not watched or _quiet.get(),
         )
 
-    def update(self, n: int, note: str = "") -> None:
+    def update(self, n: int = 1, note: str = "") -> None:
         """Add `n`; `note` is a word on how it goes, such as the loss."""
         self.done += n
         self._note = note or self._note

@@ -57,7 +57,7 @@ def test_help_of_a_verb_shows_its_settings_and_an_example(capsys, verb):
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: seqrec-prompt {verb} ")
     assert f"example:\n  seqrec-prompt {verb} " in shown
-    assert "(required)" in shown
+    assert "(required)" in shown or "(default: " in shown
     assert max(map(len, shown.splitlines())) <= 120
 
 
