@@ -78,7 +78,8 @@ def find_columns(interactions: Source, items: Source | None, given: Mapping[str,
     if problems:
         raise DataError(problems)
     shared = [name for name in log if name in catalog]
-    item = given.get("item") or _named("item", shared)
+    # A 'product name' is no id of a product.
+    item = given.get("item") or _named("item", [name for name in shared if not _contains(name, "title")])
     session = given.get("session") or _named("session", [name for name in log if name != item])
     if item is None or session is None:
         raise DataError(_untold(interactions, items, shared, item, session))
@@ -131,13 +132,20 @@ def look(interactions: Source, items: Source | None, found: Found) -> Facts:
 
 def _named(key: str, columns: Sequence[str]) -> str | None:
     """The column with the likeliest name, or the only one whose name contains one."""
-    folded = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in columns}
     for likely in NAMES[key]:
         for name in columns:
-            if folded[name] == likely:
+            if _folded(name) == likely:
                 return name
-    containing = [name for name in columns if any(word in folded[name] for word in NAMES[key] if len(word) > 3)]
+    containing = [name for name in columns if _contains(name, key)]
     return containing[0] if len(containing) == 1 else None
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _contains(name: str, key: str) -> bool:
+    return any(word in _folded(name) for word in NAMES[key] if len(word) > 3)
 
 
 def _time(source: Source, columns: Sequence[str]) -> str | None:
