@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -217,6 +218,8 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
         return _failed(verb, f"{error.filename or verb}: {error.strerror or error}", switches, EXIT_ERROR)
     except KeyboardInterrupt:
         print("interrupted. Run the same command again to go on.", file=sys.stderr)
+        if switches.json:
+            _print_json({"verb": verb, "error": "interrupted"})
         return EXIT_INTERRUPTED
     return EXIT_OK
 
@@ -240,6 +243,8 @@ def _failed(verb: str, message: str, switches: Switches, code: int) -> int:
 
 
 def _print_json(value: object) -> None:
+    if os.environ.get("RANK", "0") != "0":  # of several processes, as `accelerate launch` starts them, one speaks
+        return
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 

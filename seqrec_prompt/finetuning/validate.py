@@ -41,7 +41,6 @@ class ValidateConfig(Config):
     adapter: Path | None = Field(None, description="adapter made by 'finetune', to see whether it fits these prompts")
     k: int = Field(20, ge=1, description="items a session, as for 'recommend'")
     batch_size: int = Field(8, ge=1, description="examples a step, as for 'finetune'; for the estimate")
-    estimate: bool = Field(True, description="estimate memory and time of the training on this machine")
 
     @model_validator(mode="after")
     def _variant_is_possible(self) -> ValidateConfig:
@@ -62,6 +61,7 @@ def validate(config: ValidateConfig) -> str:
     from seqrec_prompt.decoding.trie import compile_trie
     from seqrec_prompt.engines.models import load_tokenizer
     from seqrec_prompt.finetuning.checks import check
+    from seqrec_prompt.finetuning.estimate import estimate
     from seqrec_prompt.finetuning.examples import windows
 
     data = Dataset.load(config.data)
@@ -101,10 +101,7 @@ def validate(config: ValidateConfig) -> str:
     trained = read_manifest(config.adapter, "finetune") if config.adapter else None
     titles = prompter.lines if clusters else prompter.answers  # a cluster's name is no title
     findings = check(data, prompter, tokenizer, compile_trie(titles, data.popularity), config.k, trained)
-    if config.estimate:
-        from seqrec_prompt.finetuning.estimate import estimate
-
-        findings += estimate(config.model, config.revision, sizes, config.batch_size, config.objective)
+    findings += estimate(config.model, config.revision, sizes, config.batch_size, config.objective)
     blocks.append("\n".join(["findings (! asks for a change):", *(f"  {finding}" for finding in findings)]))
     report = "\n\n".join(blocks)
     print(report)

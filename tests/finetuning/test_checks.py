@@ -198,5 +198,3 @@ def test_validate_ends_with_findings_and_an_estimate(tiny_model, dataset_dir, ca
     assert "! lists of 31 cannot be filled: the catalog has 30 items\n    → recommend with --k 30" in end
     assert "one pass over" in end
     assert capsys.readouterr().out.endswith(end + "\n")
-    without = validate(ValidateConfig(data=dataset_dir, model=str(tiny_model), context=1024, estimate=False))
-    assert "one pass over" not in without
