@@ -86,7 +86,12 @@ def run_page(small_table, tiny_model, tmp_path_factory):
                 _stand_in_for_the_service(directory)
             if "--data" not in own and "--config" not in own and "--data" in known:
                 own += ["--data", "runs/data"]
-            if "--model" in known and "--config" not in own and "--recommender" not in own:
+            if (
+                not verb.startswith("hosted ")
+                and "--model" in known
+                and "--config" not in own
+                and "--recommender" not in own
+            ):
                 own += ["--model", str(tiny_model)]
             own += SHORTER.get(verb, "").split() if "llm-seq-sim" in own or verb != "fit" else []
             code = main([*verb.split(), *own])
@@ -113,6 +118,7 @@ def after_readme(run_page, small_table, tmp_path_factory):
     shutil.copytree(small_table, place, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
+        patch.setattr(quickstart, "SAMPLE", _sample_like(place))
         ran = run_page(PAGES[0], place)
     assert {"prepare", "finetune", "recommend", "evaluate", "validate", "embed", "fit", "ground"} <= set(ran)
     return place
@@ -125,7 +131,8 @@ def test_the_commands_of_the_readme_run_in_their_order(after_readme):
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run(page, after_readme, small_table, run_page, tmp_path, monkeypatch, tiny_model):
-    begins_anew = any(verb_of(words) in ("init", "prepare") for words in COMMANDS[page] if words[0] == "seqrec-prompt")
+    verbs = {verb_of(words) for words in COMMANDS[page] if words[0] == "seqrec-prompt"}
+    begins_anew = verbs & {"init", "prepare", "quickstart"}
     shutil.copytree(small_table if begins_anew else after_readme, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(quickstart, "SAMPLE", _sample_like(tmp_path))
@@ -137,10 +144,10 @@ def _sample_like(place):
     import gzip
 
     sample = place / "sample"
-    sample.mkdir()
+    sample.mkdir(exist_ok=True)
     events = (place / "events.csv").read_text(encoding="utf-8").replace("user_id", "session_id", 1)
     for name, text in (("interactions", events), ("items", (place / "items.csv").read_text(encoding="utf-8"))):
-        (sample / f"{name}.csv.gz").write_bytes(gzip.compress(text.encode()))
+        (sample / f"{name}.csv.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
     return sample
 
 
