@@ -94,6 +94,7 @@ def run_page(small_table, tiny_model, tmp_path_factory):
             ):
                 own += ["--model", str(tiny_model)]
             own += SHORTER.get(verb, "").split() if "llm-seq-sim" in own or verb != "fit" else []
+            own += ["--template.clusters", "4"] if "Classify" in own else []
             code = main([*verb.split(), *own])
             # What a service would have made is not there: a dry run says so.
             assert code in (cli.EXIT_OK, *([cli.EXIT_ERROR] if verb.startswith("hosted ") else [])), shlex.join(words)
