@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from seqrec_prompt.artifacts import Journal
+from seqrec_prompt.console import progress
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.embeddings.table import VectorArray
 from seqrec_prompt.errors import ModelError, TemplateError
@@ -90,7 +90,7 @@ def encode(
     if done.any():
         print(f"going on: {done.sum():,}/{len(unique):,} texts are done")
     todo = todo[np.argsort(-lengths[todo], kind="stable")]
-    with tqdm(total=len(unique), initial=int(done.sum()), desc="embed", unit=" texts") as bar:
+    with progress(len(unique), "embed", "texts", int(done.sum())) as bar:
         for start in range(0, len(todo), BLOCK):
             block = todo[start : start + BLOCK]
             made = 0

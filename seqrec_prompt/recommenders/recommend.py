@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import Journal, hash_file, hash_json, is_done, manifest
 from seqrec_prompt.config import Config
+from seqrec_prompt.console import progress
 from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.prompting.templates import TemplateConfig
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from seqrec_prompt.recommenders.base import Recommendations
 
 FILTERS = ("deny", "allow", "out_of_stock")
+BLOCK = 1024  # sessions that a recommender without an LLM answers between two looks at the clock
 CHUNK = 64  # sessions between two writes of the journal: the most that a stopped run has to repeat
 # Settings that mean something to every recommender; the others are the LLM's.
 SHARED = ("data", "out", "recommender", "part", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
@@ -122,6 +124,8 @@ def recommend(config: RecommendConfig) -> Path:
 
 
 def _recommend_fitted(config: RecommendConfig, directory: Path, data: Dataset) -> Path:
+    import numpy as np
+
     from seqrec_prompt.recommenders import files, fitted
 
     recommender, identity = fitted.load(directory, data)
@@ -132,10 +136,15 @@ def _recommend_fitted(config: RecommendConfig, directory: Path, data: Dataset) -
         return config.out
     sessions = _drawn(config, data)
     started = time.monotonic()
-    lists = recommender.recommend(sessions, config.k, exclude_seen=config.exclude_seen)
+    with progress(len(sessions), "recommend", "sessions") as bar:
+        lists = []
+        for start in range(0, len(sessions), BLOCK):
+            part = sessions.take(np.arange(start, min(start + BLOCK, len(sessions))))
+            lists.append(recommender.recommend(part, config.k, exclude_seen=config.exclude_seen))
+            bar.update(len(part))
     facts: dict[str, Any] = {"sessions": len(sessions), "part_sessions": len(data.split.cases(config.part))}
     facts["seconds_a_session"] = (time.monotonic() - started) / max(len(sessions), 1)
-    files.write(config.out, [lists], data.catalog, wanted | {"facts": facts})
+    files.write(config.out, lists, data.catalog, wanted | {"facts": facts})
     print(_summary(config, facts))
     return config.out
 
@@ -171,7 +180,6 @@ def _template(config: RecommendConfig, base: str) -> tuple[TemplateConfig, dict[
 def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: TemplateConfig) -> dict[str, Any]:
     """Append to the journal what it still lacks; returns figures about the whole run."""
     import numpy as np
-    from tqdm import tqdm
 
     from seqrec_prompt.recommenders.variants import build_recommender
 
@@ -181,7 +189,7 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
         print(f"going on: {done:,}/{len(sessions):,} sessions are done")
     started = time.monotonic()
     recommender = None
-    with tqdm(total=len(sessions), initial=done, desc="recommend", unit=" sessions") as bar:
+    with progress(len(sessions), "recommend", "sessions", done) as bar:
         for start in range(done, len(sessions), CHUNK):
             if recommender is None:
                 recommender = build_recommender(config, data, template)
