@@ -49,9 +49,9 @@ def validate(config: ValidateConfig) -> str:
     """Print, and return, what a training run would see; nothing is written and no weights are loaded.
 
     The catalog's titles that are shared, missing, suspicious, or begin another; how many tokens titles, training
-    examples and test prompts take; what a context cuts off; three filled-in prompts, the shortest, the median and the longest: of the
-    test sessions, or for variants whose answers are made (lists, clusters) of the training examples. Raises the errors
-    that `finetune` and `recommend` would raise for this template, tokenizer and context.
+    examples and test prompts take; what a context cuts off; three filled-in prompts, the shortest, the median and the
+    longest: of the test sessions, or for variants whose answers are made (lists, clusters) of the training examples.
+    Raises the errors that `finetune` and `recommend` would raise for this template, tokenizer and context.
     """
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.decoding.trie import compile_trie
