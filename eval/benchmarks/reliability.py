@@ -1,6 +1,7 @@
 """Faults and what came of them, a long run's memory, and a large file's.
 
 python eval/benchmarks/reliability.py kills     # tests/faults/test_kills.py, at 20 random points a stage
+python eval/benchmarks/reliability.py training  # … test_checkpoints.py
 python eval/benchmarks/reliability.py disk      # … test_full_disk.py
 python eval/benchmarks/reliability.py runs      # … test_two_at_once.py
 python eval/benchmarks/reliability.py soak      # 20,000 sessions through recommend
@@ -30,12 +31,18 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "eval" / "results" / "reliability.json"
 TITLES = {
     "kills": "Killed and stopped",
+    "training": "A training killed",
     "disk": "A disk that is full or fails",
     "runs": "Two runs of one output, other settings, too little memory",
     "soak": "A long run",
     "csv": "A large file",
 }
-FILES = {"kills": "test_kills.py", "disk": "test_full_disk.py", "runs": "test_two_at_once.py"}
+FILES = {
+    "kills": "test_kills.py",
+    "training": "test_checkpoints.py",
+    "disk": "test_full_disk.py",
+    "runs": "test_two_at_once.py",
+}
 
 
 def main() -> None:

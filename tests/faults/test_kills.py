@@ -6,7 +6,6 @@ import re
 import signal
 import time
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from processes import Fault
@@ -119,33 +118,6 @@ def test_ctrl_c_ends_with_one_line_and_the_run_goes_on(server, recommend_argv, t
     ]
     assert [row["score"] for row in one] == pytest.approx([row["score"] for row in other], abs=1e-4)
     outcome("recommend", "Ctrl-C", "exit code 130, one line that says how to go on; goes on, same items")
-
-
-@pytest.mark.parametrize("file", ["optimizer.pt", "trainer_state.json"])
-def test_a_checkpoint_killed_half_written_is_passed_over(server, tiny_model, dataset_dir, tmp_path, outcome, file):
-    def argv(out):
-        fixed = ["finetune", "--data", dataset_dir, "--model", tiny_model, "--context", 1024, "--batch-size", 8]
-        return [*fixed, "--max-steps", 5, "--save-steps", 2, "--logging-steps", 1, "--dtype", "float32", "--out", out]
-
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    if file == "optimizer.pt":
-        assert server.run(argv(whole))[0] == 0
-    running = server.start(argv(out), Fault(die_in=file))
-    assert running.wait() == -signal.SIGKILL, running.output
-    torn = out / "checkpoints" / "checkpoint-4" / file
-    assert torn.exists()
-    code, said = server.run(argv(out))
-    assert code == 0, said
-    assert f"going on from {out / 'checkpoints' / 'checkpoint-2'}" in said
-    log = {entry["step"]: entry["loss"] for entry in json.loads((out / "log.json").read_text()) if "loss" in entry}
-    assert sorted(log) == [1, 2, 3, 4, 5]
-    if file == "optimizer.pt":
-        same = json.loads((whole / "log.json").read_text())
-        assert log == pytest.approx({entry["step"]: entry["loss"] for entry in same if "loss" in entry}, rel=1e-6)
-        final, expected = (load_file(folder / "adapter_model.safetensors") for folder in (out, whole))
-        for name, array in expected.items():
-            np.testing.assert_allclose(final[name], array, rtol=1e-6, atol=1e-8)
-    outcome("finetune", f"SIGKILL with {file} of a checkpoint half written", "checkpoint before it used, same losses")
 
 
 def test_what_a_kill_between_two_renames_left_comes_back(server, fit_argv, tmp_path):
