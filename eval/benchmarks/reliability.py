@@ -196,7 +196,7 @@ def write_page() -> None:
             write = {"soak": _soak, "csv": _csv}.get(part, _faults)
             result = results[part]
             versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-            lines += ["", f"## {title}", "", *write(result), ""]
+            lines += ["", f"## {title}", "", *write(result), *result.get("notes", []), ""]
             lines += [f"`{result['command']}`, commit {result['commit']}; {result['hardware']}; {versions}."]
     write_text(RESULTS.with_suffix(".md"), "\n".join(lines) + "\n")
     print(f"wrote {RESULTS.with_suffix('.md')}")
