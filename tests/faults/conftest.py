@@ -7,6 +7,7 @@ import pytest
 from processes import Server
 
 from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +58,11 @@ def fit_argv(dataset_dir):
 
 
 @pytest.fixture(scope="session")
-def adapter(server, tiny_model, dataset_dir, tmp_path_factory):
+def adapter(tiny_model, dataset_dir, tmp_path_factory):
+    """Trained in this process: autograd and a fork do not go together."""
     out = tmp_path_factory.mktemp("tuned") / "adapter"
-    fixed = ["finetune", "--data", dataset_dir, "--model", tiny_model, "--context", 1024, "--max-steps", 1]
-    code, said = server.run([*fixed, "--batch-size", 4, "--dtype", "float32", "--out", out])
-    assert code == 0, said
-    return out
+    settings = {"data": dataset_dir, "model": str(tiny_model), "context": 1024, "max_steps": 1, "batch_size": 4}
+    return finetune(FinetuneConfig(**settings, dtype="float32", out=out))
 
 
 @pytest.fixture(scope="session")
