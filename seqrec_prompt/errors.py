@@ -39,3 +39,12 @@ class MissingExtraError(SeqrecError):
 
     def __init__(self, what: str, install: str) -> None:
         super().__init__(f"{what} is not installed. Install it with: {install}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: Python's, numpy's, or torch's on a GPU or a CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch.OutOfMemoryError, without importing torch
+        or (isinstance(error, RuntimeError) and "not enough memory" in str(error))  # torch's allocator on a CPU
+    )

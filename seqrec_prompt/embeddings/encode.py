@@ -1,13 +1,13 @@
 """Texts become vectors: which are read together, what is kept of a stopped run, what is refused.
 
-Done blocks go into the journal that `recommend` uses too, as base64 of float32: it already knows torn tails, other
-settings and fsync, a block is one line, and no float passes through decimal digits.
+Done batches go into the journal that `recommend` uses too, as base64 of float32: it already knows torn tails, other
+settings and fsync, a batch is one line, and no float passes through decimal digits.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,11 +16,10 @@ from tqdm import tqdm
 from seqrec_prompt.artifacts import Journal
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.embeddings.table import VectorArray
-from seqrec_prompt.errors import ModelError, TemplateError
+from seqrec_prompt.errors import ModelError, TemplateError, is_out_of_memory
 from seqrec_prompt.ragged import LongArray
 
 ITEM = "{item}"  # stands in a prompt where the item's text goes
-BLOCK = 512  # texts between two writes of the journal: the most that a stopped run has to repeat
 
 
 class Embedder(Protocol):
@@ -73,8 +72,9 @@ def encode(
     """Embed one text an item, (items, dim), going on from what the journal holds.
 
     lengths: (items,) tokens of each text. Each distinct text is read once, so equal texts have equal vectors to the
-    last bit. Texts of like length are read together, the longest first: what does not fit the memory fails at once.
-    Raises ModelError naming the item whose vector is not finite; such a block is not kept.
+    last bit. Texts of like length are read together, at most batch_tokens when padded, or one text; the longest first,
+    so that what does not fit the memory is met at once: then batches are halved, and it is said.
+    Raises ModelError naming the item whose vector is not finite, or that does not fit alone; such a batch is not kept.
     """
     first: dict[str, int] = {}
     owner = np.array([first.setdefault(text, i) for i, text in enumerate(texts)], np.int64)
@@ -89,24 +89,34 @@ def encode(
         print(f"going on: {done.sum():,}/{len(unique):,} texts are done")
     todo = todo[np.argsort(-lengths[todo], kind="stable")]
     with tqdm(total=len(unique), initial=int(done.sum()), desc="embed", unit=" texts") as bar:
-        for start in range(0, len(todo), BLOCK):
-            block = todo[start : start + BLOCK]
-            for batch in _batches(block, lengths, batch_tokens):
+        start = 0
+        while start < len(todo):
+            batch = todo[start : start + max(1, batch_tokens // max(int(lengths[todo[start]]), 1))]
+            try:
                 found = embedder.embed([texts[i] for i in batch.tolist()])
-                _require_finite(found, batch, texts, catalog)
-                vectors[batch] = found
-                bar.update(len(batch))
-            journal.append({"items": block.tolist(), "vectors": _pack(vectors[block])})
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                batch_tokens = _fewer(batch, lengths, catalog)
+                tqdm.write(f"out of memory with {len(batch):,} texts at once: going on with {batch_tokens:,} tokens")
+                continue
+            _require_finite(found, batch, texts, catalog)
+            vectors[batch] = found
+            journal.append({"items": batch.tolist(), "vectors": _pack(found)})
+            start += len(batch)
+            bar.update(len(batch))
     return vectors[owner]
 
 
-def _batches(items: LongArray, lengths: LongArray, most: int) -> Iterator[LongArray]:
-    """Cut items of falling length into runs of at most `most` tokens when padded, or of one item."""
-    start = 0
-    while start < len(items):
-        size = max(1, most // max(int(lengths[items[start]]), 1))
-        yield items[start : start + size]
-        start += size
+def _fewer(batch: LongArray, lengths: LongArray, catalog: Catalog) -> int:
+    """Half the tokens of a batch that did not fit the memory, padding included; its first text is the longest."""
+    longest = int(lengths[batch[0]])
+    if len(batch) == 1:
+        raise ModelError(
+            f"Out of memory on one text, of {longest:,} tokens: that of item '{catalog.ids[int(batch[0])]}'. "
+            "Read fewer with --max-tokens, or take a --dtype of half the size."
+        )
+    return len(batch) // 2 * longest
 
 
 def _require_finite(vectors: VectorArray, items: LongArray, texts: Sequence[str], catalog: Catalog) -> None:

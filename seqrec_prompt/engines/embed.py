@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from seqrec_prompt.artifacts import Journal, is_done, manifest, peek_manifest, refuse_inputs_inside
 from seqrec_prompt.config import Config
 from seqrec_prompt.embeddings.encode import ITEM
+from seqrec_prompt.locks import locked
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.catalog import Catalog
@@ -56,6 +57,7 @@ class EmbedConfig(Config):
         return self
 
 
+@locked
 def embed(config: EmbedConfig) -> Path:
     """Write one vector an item; returns the directory, which `EmbeddingTable.load` reads.
 

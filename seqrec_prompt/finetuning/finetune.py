@@ -24,6 +24,7 @@ from seqrec_prompt.artifacts import (
 from seqrec_prompt.config import Config
 from seqrec_prompt.errors import ModelError
 from seqrec_prompt.finetuning.validation import METRIC, ValidationConfig
+from seqrec_prompt.locks import locked
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 STARTED, LOG = "started.json", "log.json"
@@ -95,6 +96,7 @@ class FinetuneConfig(Config):
         return self
 
 
+@locked
 def finetune(config: FinetuneConfig) -> Path:
     """Train an adapter, or with method 'full' a model; returns its directory.
 
@@ -175,9 +177,17 @@ def _is_unfinished(out: Path, wanted: dict[str, Any]) -> bool:
 
 
 def _last_checkpoint(directory: Path) -> str | None:
-    """The newest complete checkpoint: its trainer state is written last, a torn one lacks it."""
-    complete = [file.parent for file in directory.glob("checkpoint-*/trainer_state.json")]
+    """The newest complete checkpoint: its trainer state is written last, a torn one lacks it or a part of it."""
+    complete = [file.parent for file in directory.glob("checkpoint-*/trainer_state.json") if _is_json(file)]
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _tidy(out: Path, model: str) -> None:

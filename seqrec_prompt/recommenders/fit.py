@@ -17,6 +17,7 @@ from seqrec_prompt.artifacts import (
     staged_directory,
 )
 from seqrec_prompt.config import Config
+from seqrec_prompt.locks import locked
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
 from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
@@ -59,6 +60,7 @@ class FitConfig(Config):
         return {name: value for name, value in self.resolved().items() if name not in others}
 
 
+@locked
 def fit(config: FitConfig) -> Path:
     """Fit `config.recommender` and write it to `config.out`; returns that directory.
 
