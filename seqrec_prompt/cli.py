@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seqrec_prompt.errors import SeqrecError
+from seqrec_prompt.errors import SeqrecError, is_out_of_memory
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -174,6 +174,11 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except OSError as error:  # a full disk, a place that may not be written to
         print(f"error: {error.filename or verb}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_ERROR
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print("error: out of memory. Read less at once: see --batch-size in --help", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted. Run the same command again to go on.", file=sys.stderr)

@@ -66,3 +66,12 @@ class HostedError(SeqrecError):
         self.reached = reached
         self.retry_after = retry_after
         self.exhausted = exhausted
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: Python's, numpy's, or torch's on a GPU or a CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch.OutOfMemoryError, without importing torch
+        or (isinstance(error, RuntimeError) and "not enough memory" in str(error))  # torch's allocator on a CPU
+    )

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import atomic_file, is_done, manifest, peek_manifest, write_json
 from seqrec_prompt.config import Config
+from seqrec_prompt.locks import locked
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template, messages, text
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class PairsConfig(Config):
         return self
 
 
+@locked
 def pairs(config: PairsConfig) -> Path:
     """Write one JSON object a line with `prompt` and `completion`, and a manifest beside it; returns the file.
 

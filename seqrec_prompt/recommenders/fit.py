@@ -21,6 +21,7 @@ from seqrec_prompt.config import Config
 from seqrec_prompt.data.sessions import Split
 from seqrec_prompt.data.splits import validation_part
 from seqrec_prompt.errors import DataError
+from seqrec_prompt.locks import locked
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
 from seqrec_prompt.recommenders.similarity import SimilarityConfig
@@ -97,6 +98,7 @@ class FitConfig(Config):
         return {name: value for name, value in self.resolved().items() if name not in others}
 
 
+@locked
 def fit(config: FitConfig) -> Path:
     """Fit `config.recommender` and write it to `config.out`; returns that directory.
 
