@@ -73,5 +73,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # torch.OutOfMemoryError, without importing torch
-        or (isinstance(error, RuntimeError) and "not enough memory" in str(error))  # torch's allocator on a CPU
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error))  # torch on a CPU
     )

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from seqrec_prompt.config import Config
+from seqrec_prompt.data.suspicious import describe
 from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
 from seqrec_prompt.ragged import LongArray
 
@@ -34,9 +35,9 @@ class ValidateConfig(Config):
 def validate(config: ValidateConfig) -> str:
     """Print, and return, what a training run would see; nothing is written and no weights are loaded.
 
-    The catalog's titles that are shared, missing, or begin another; how many tokens titles, training examples and test
-    prompts take; what a context cuts off; the shortest, the median and the longest test prompt filled in. Raises the
-    errors that `finetune` and `recommend` would raise for this template, tokenizer and context.
+    The catalog's titles that are shared, missing, suspicious, or begin another; how many tokens titles, training
+    examples and test prompts take; what a context cuts off; the shortest, the median and the longest test prompt filled
+    in. Raises the errors that `finetune` and `recommend` would raise for this template, tokenizer and context.
     """
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.decoding.trie import compile_trie
@@ -103,5 +104,6 @@ def _titles(data: Dataset, prompter: Prompter) -> str:
         f"{len(texts):,} items: {shared:,} share an earlier one's title (told apart by popularity), {missing:,} have "
         f"none (written as their id), {begin:,} titles begin another; all stay reachable.\n"
         f"The longest title, {int(prompter.answers.lengths[longest]):,} tokens, is that of item "
-        f"{data.catalog.ids[longest]}: every prompt leaves room for it."
+        f"{data.catalog.ids[longest]}: every prompt leaves room for it.\n"
+        + describe(data.catalog.ids, data.catalog.titles)
     )

@@ -34,7 +34,7 @@ class Fault:
     """What a process meets. All but the first happen inside it.
 
     file_size: most bytes a file may have (the kernel then fails writes, as on a full disk). failing_sync: the number,
-    from 1, of the fsync that fails with EIO. memory: bytes of address space beyond what it has at the start.
+    from 1, of the fsync that fails with EIO. memory: bytes of address space beyond what it has at its first batch.
     batch_bytes: what a session or a text of a batch takes beyond its own. die_in: name of a file of a checkpoint; the
     process kills itself when it has written half of the second such file. decoded: a file that gets a line for each
     batch that is read, with a dot for each session or text of it.
@@ -132,10 +132,13 @@ def _meet(fault: Fault) -> None:
         _watch_batches(fault)
     if fault.die_in is not None:
         _die_while_saving(fault.die_in)
-    if fault.memory is not None:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        most = pages * resource.getpagesize() + fault.memory
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _limit_memory(more: int) -> None:
+    """Let the address space grow by `more` bytes from now on."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    most = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def _fail_sync(number: int) -> None:

@@ -27,7 +27,7 @@ def argv_of(request, tmp_path_factory, server, recommend_argv, embed_argv, fit_a
         if verb == "embed":
             return embed_argv(out, *changed, *(["--pooling", "last"] if other else []))
         if verb == "fit":
-            return fit_argv(out, *changed, *(["--neighbors.k", 7] if other else []))
+            return fit_argv(out, *changed, *(["--neighbors.k-neighbors", 7] if other else []))
         if verb == "evaluate":
             return ["evaluate", *given, "--out", out, *changed, *(["--cutoffs", 3] if other else [])]
         fixed = ["prepare", "--interactions", folder / "log.csv", "--time-column", "t", "--out", out]
