@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seqrec_prompt.errors import SeqrecError, is_out_of_memory
+from seqrec_prompt.errors import SeqrecError, met_limit
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -175,14 +175,14 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a place that may not be written to
         print(f"error: {error.filename or verb}: {error.strerror or error}", file=sys.stderr)
         return EXIT_ERROR
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print("error: out of memory. Read less at once: see --batch-size in --help", file=sys.stderr)
-        return EXIT_ERROR
     except KeyboardInterrupt:
         print("interrupted. Run the same command again to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if (limit := met_limit(error)) is None:
+            raise
+        print(f"error: {verb}: {limit}", file=sys.stderr)
+        return EXIT_ERROR
     return EXIT_OK
 
 

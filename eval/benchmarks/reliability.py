@@ -1,6 +1,8 @@
 """Faults and what came of them, a long run's memory, and a large file's.
 
-python eval/benchmarks/reliability.py faults    # tests/faults with 20 random points a stage
+python eval/benchmarks/reliability.py kills     # tests/faults/test_kills.py, at 20 random points a stage
+python eval/benchmarks/reliability.py disk      # … test_full_disk.py
+python eval/benchmarks/reliability.py runs      # … test_two_at_once.py
 python eval/benchmarks/reliability.py soak      # 20,000 sessions through recommend
 python eval/benchmarks/reliability.py csv       # prepare of a generated CSV, by rows
 
@@ -26,22 +28,29 @@ from seqrec_prompt.artifacts import write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "eval" / "results" / "reliability.json"
-TITLES = {"faults": "Faults", "soak": "A long run", "csv": "A large file"}
+TITLES = {
+    "kills": "Killed and stopped",
+    "disk": "A disk that is full or fails",
+    "runs": "Two runs of one output, other settings, too little memory",
+    "soak": "A long run",
+    "csv": "A large file",
+}
+FILES = {"kills": "test_kills.py", "disk": "test_full_disk.py", "runs": "test_two_at_once.py"}
 
 
 def main() -> None:
     """Measure one part and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=list(TITLES))
-    parser.add_argument("--points", type=int, default=20, help="faults: random points a stage is killed at")
+    parser.add_argument("--points", type=int, default=20, help="kills: random points a stage is killed at")
     parser.add_argument("--sessions", type=int, default=20_000, help="soak: how many")
     parser.add_argument("--rows", type=int, nargs="+", default=[2_000_000, 8_000_000], help="csv: sizes of the file")
     given = parser.parse_args()
-    more = {"faults": "points", "soak": "sessions", "csv": "rows"}[given.part]
-    found = {"faults": faults, "soak": soak, "csv": large_file}[given.part](given)
+    more = {"kills": ["points"], "soak": ["sessions"], "csv": ["rows"]}.get(given.part, [])
+    found = {"soak": soak, "csv": large_file}.get(given.part, faults)(given)
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    setattr(given, more, [str(value) for value in value] if isinstance(value := getattr(given, more), list) else value)
-    write_json(RESULTS, results | {given.part: found | stamp(given, given.part, more)})
+    given.rows = list(map(str, given.rows))
+    write_json(RESULTS, results | {given.part: found | stamp(given, given.part, *more)})
     write_page()
 
 
@@ -60,12 +69,15 @@ class Outcomes:
 
 
 def faults(given: argparse.Namespace) -> dict[str, Any]:
-    """Run tests/faults."""
+    """Run a file of tests/faults."""
     import pytest
 
     os.environ["SEQREC_FAULT_POINTS"] = str(given.points)
     outcomes = Outcomes()
-    code = pytest.main([str(ROOT / "tests" / "faults"), "-p", "no:cacheprovider", "--timeout=3000"], plugins=[outcomes])
+    code = pytest.main(
+        [str(ROOT / "tests" / "faults" / FILES[given.part]), "-p", "no:cacheprovider", "--timeout=3000"],
+        plugins=[outcomes],
+    )
     return {"rows": outcomes.rows, "exit_code": int(code)}
 
 
@@ -172,11 +184,12 @@ def write_page() -> None:
     """Write the page from the JSON file."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     lines = ["# Reliability"]
-    for part, write in (("faults", _faults), ("soak", _soak), ("csv", _csv)):
+    for part, title in TITLES.items():
         if part in results:
+            write = {"soak": _soak, "csv": _csv}.get(part, _faults)
             result = results[part]
             versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-            lines += ["", f"## {TITLES[part]}", "", *write(result), ""]
+            lines += ["", f"## {title}", "", *write(result), ""]
             lines += [f"`{result['command']}`, commit {result['commit']}; {result['hardware']}; {versions}."]
     write_text(RESULTS.with_suffix(".md"), "\n".join(lines) + "\n")
     print(f"wrote {RESULTS.with_suffix('.md')}")

@@ -165,6 +165,8 @@ def _watch_batches(fault: Fault) -> None:
         real = getattr(owner, name)
 
         def watched(self: object, batch: Sequence[object], *args: object, real=real) -> object:
+            if fault.memory is not None and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+                _limit_memory(fault.memory)  # now that everything is loaded
             if fault.batch_bytes:
                 torch.empty(len(batch) * fault.batch_bytes, dtype=torch.uint8)
             if count is not None:

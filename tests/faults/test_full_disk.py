@@ -45,7 +45,7 @@ def test_the_old_output_stays_whole(verb, fault, server, argv_of, tmp_path, outc
     before = hash_file(out)
     code, said = server.run(
         argv_of(verb, out, other=True),
-        Fault(file_size=1500) if fault == "a file may not grow" else Fault(failing_sync=2 if verb in LONG else 1),
+        Fault(file_size=600) if fault == "a file may not grow" else Fault(failing_sync=2 if verb in LONG else 1),
     )
     assert code == 2, said
     last = said.splitlines()[-1]
