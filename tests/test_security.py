@@ -53,7 +53,7 @@ def test_code_of_a_model_is_not_run(tiny_model, tmp_path, monkeypatch):
     own = {"auto_map": {"AutoModelForCausalLM": "own.Model", "AutoConfig": "own.Config"}, "model_type": "own"}
     (folder / "config.json").write_text(json.dumps(config | own))
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(ModelError, match=r"trust_remote_code"):
+    with pytest.raises(ModelError, match="contains custom code which must be executed"):
         load_model(str(folder), torch_dtype("float32"))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     own = {"auto_map": {"AutoTokenizer": ["own.Model", None]}, "tokenizer_class": "Own"}

@@ -119,6 +119,7 @@ def work(argv: list[str], log: Path, cache: Path, fault: Fault) -> None:
     from seqrec_prompt.cli import main
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
     _meet(fault)
     sys.exit(main(argv))
 

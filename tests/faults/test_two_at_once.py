@@ -85,40 +85,45 @@ def test_where_nothing_can_be_written_a_finished_run_is_still_read(monkeypatch, 
         pass
 
 
-@pytest.mark.parametrize(
-    ("verb", "more", "key"),
-    [
-        ("recommend", ["--k", "6"], "config.k: was 5, is 6"),
-        ("recommend", ["--template.max-items", "3"], "inputs.template: was"),
-        ("recommend", "adapter", "inputs.adapter: was None, is"),
-        ("recommend", "catalog", "inputs.data: was"),
-        ("embed", ["--pooling", "last"], "config.pooling: was 'weighted-mean', is 'last'"),
-        ("embed", "adapter", "inputs.adapter: was None, is"),
-        ("embed", "catalog", "inputs.data: was"),
-        ("fit", ["--sessions", "before_test"], "config.sessions: was 'train', is 'before_test'"),
-        ("fit", "catalog", "inputs.data: was"),
-    ],
-)
-def test_other_settings_over_the_same_output_are_refused(
-    verb, more, key, request, server, tmp_path, other_data, adapter, outcome
-):
+CHANGES = {
+    "recommend": {
+        "config.k: was 5, is 6": ["--k", "6"],
+        "inputs.template: was": ["--template.max-items", "3"],
+        "inputs.adapter: was None, is": "adapter",
+        "inputs.data: was": "catalog",
+    },
+    "embed": {
+        "config.pooling: was 'weighted-mean', is 'last'": ["--pooling", "last"],
+        "inputs.adapter: was None, is": "adapter",
+        "inputs.data: was": "catalog",
+    },
+    "fit": {
+        "config.sessions: was 'train', is 'before_test'": ["--sessions", "before_test"],
+        "inputs.data: was": "catalog",
+    },
+}
+
+
+@pytest.mark.parametrize("verb", CHANGES)
+def test_other_settings_over_the_same_output_are_refused(verb, request, server, tmp_path, other_data, adapter, outcome):
     argv = request.getfixturevalue(f"{verb}_argv")
     out = tmp_path / "out"
     assert server.run(argv(out))[0] == 0
-    changed = argv(out, *([] if isinstance(more, str) else more))
-    if more == "adapter":
-        changed = argv(out, "--adapter", adapter)
-    if more == "catalog":
-        changed[changed.index("--data") + 1] = other_data
     before = out.stat().st_mtime_ns
-    code, said = server.run(changed)
-    assert code == 2
-    assert key in said
-    assert said.splitlines()[-1] == "Choose another --out, or --overwrite."
+    for key, change in CHANGES[verb].items():
+        changed = argv(out, *(change if isinstance(change, list) else []))
+        if change == "adapter":
+            changed = argv(out, "--adapter", adapter)
+        if change == "catalog":
+            changed[changed.index("--data") + 1] = other_data
+        code, said = server.run(changed)
+        assert code == 2
+        assert key in said
+        assert said.splitlines()[-1] == "Choose another --out, or --overwrite."
     assert out.stat().st_mtime_ns == before
     assert server.run([*changed, "--overwrite"])[0] == 0
-    what = more if isinstance(more, str) else key.split(":")[0]
-    outcome(verb, f"other {what}, same output", "refused, differing keys listed; --overwrite goes on")
+    named = ", ".join(key.partition(":")[0] for key in CHANGES[verb])
+    outcome(verb, f"same output with another {named}", "refused, differing keys listed; --overwrite begins anew")
 
 
 def test_an_unfinished_run_is_not_taken_over_by_other_settings(server, recommend_argv, tmp_path):
@@ -147,7 +152,7 @@ def test_out_of_memory_halves_the_batch(verb, request, server, tmp_path, outcome
     assert server.run(argv(tmp_path / "whole", *large))[0] == 0
     if verb == "recommend":
         assert pairs_of(rows_of(tmp_path / "out")) == pairs_of(rows_of(tmp_path / "whole"))
-    outcome(verb, "out of memory (address space limited)", "batch halved, said, same items")
+    outcome(verb, "out of memory (address space limited)", "batch halved, which is said; ends with all items")
 
 
 @pytest.mark.parametrize("verb", ["recommend", "embed"])
