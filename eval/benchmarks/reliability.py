@@ -196,14 +196,17 @@ def write_page() -> None:
 
 
 def _faults(result: dict[str, Any]) -> list[str]:
-    rows = [[row["stage"], row["fault"], row["outcome"]] for row in result["rows"]]
+    stages: dict[tuple[str, str], list[str]] = {}
+    for row in result["rows"]:
+        stages.setdefault((row["fault"], row["outcome"]), []).append(row["stage"])
+    rows = [[", ".join(which), fault, outcome] for (fault, outcome), which in stages.items()]
     note = (
         "What tests/faults does to processes of their own, with real signals and limits of the kernel, on the tests' "
-        "tiny model. A redone session or text is one that was read again after a kill."
+        "tiny model."
     )
     failed = sum(not row["passed"] for row in result["rows"])
     lines = [note, "", "| stage | fault | outcome |", "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)]
-    return [*lines, "", f"{failed} of {len(rows)} failed."]
+    return [*lines, "", f"{failed} of {len(result['rows'])} failed."]
 
 
 def _soak(result: dict[str, Any]) -> list[str]:
