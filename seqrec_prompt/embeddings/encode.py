@@ -115,8 +115,8 @@ def read(
                 raise
             if len(batch) == 1:
                 raise ModelError(
-                    f"Out of memory on one text, of {longest:,} tokens: '{texts[int(batch[0])][:60]}…'. Read fewer with "
-                    "--max-tokens, or take a --dtype of half the size."
+                    f"Out of memory on one text, of {longest:,} tokens: '{texts[int(batch[0])][:60]}…'. Read fewer "
+                    "with --max-tokens, or take a --dtype of half the size."
                 ) from None
             batch_tokens = len(batch) // 2 * longest
             tqdm.write(f"out of memory with {len(batch):,} texts at once: going on with {batch_tokens:,} tokens")
