@@ -53,7 +53,7 @@ def validate(config: ValidateConfig) -> str:
     """Print, and return, what a training run would see; nothing is written and no weights are loaded.
 
     The catalog's titles that are shared, missing, suspicious, or begin another; how many tokens titles, examples and
-    test prompts take; what a context cuts off; three filled-in prompts, the shortest, the median and the longest: of the
+    test prompts take; what a context cuts off; three filled-in prompts, the shortest, the median and the longest: of
     test sessions, or for variants whose answers are made (lists, clusters) of the training examples; what the checks
     found, memory and time of the training, and what to change. Raises the errors that `finetune` and `recommend` would
     raise for this template, tokenizer and context.
