@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from seqrec_prompt.artifacts import Journal
 from seqrec_prompt.console import progress
@@ -131,7 +130,7 @@ def read(
                 if not is_out_of_memory(error):
                     raise
                 batch_tokens = _fewer(batch, texts, lengths)
-                tqdm.write(f"out of memory with {len(batch):,} texts at once: going on with {batch_tokens:,} tokens")
+                print(f"out of memory with {len(batch):,} texts at once: going on with {batch_tokens:,} tokens")
                 break
             yield batch, found
             start += len(batch)
