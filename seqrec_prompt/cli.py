@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from seqrec_prompt.console import SWITCHES, Switches, speaking, take_switches
 from seqrec_prompt.errors import SeqrecError, met_limit
 
-EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+if TYPE_CHECKING:
+    from seqrec_prompt.config import Config
+
+EXIT_OK, EXIT_BUG, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_CODES = {
+    EXIT_OK: "done",
+    EXIT_BUG: "a bug: please report the traceback",
+    EXIT_ERROR: "a problem that the message explains",
+    EXIT_INTERRUPTED: "interrupted: run the same command again to go on",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,18 @@ class Verb:
 
 
 VERBS = {
+    "quickstart": Verb(
+        "seqrec_prompt.quickstart",
+        "QuickstartConfig",
+        "run the whole way once, on the bundled sample with a small LLM",
+        "seqrec-prompt quickstart --out runs/quickstart",
+    ),
+    "init": Verb(
+        "seqrec_prompt.init",
+        "InitConfig",
+        "look at your own table and write commented settings for it",
+        "seqrec-prompt init --interactions events.csv --items items.csv --out seqrec.yaml",
+    ),
     "prepare": Verb(
         "seqrec_prompt.data.prepare",
         "PrepareConfig",
@@ -130,11 +155,17 @@ VERBS = {
         "turn a teacher's answers to train sessions into data that 'finetune' learns from",
         "seqrec-prompt distill --data runs/data --answers runs/answers.parquet --out runs/distilled",
     ),
+    "completion": Verb(
+        "seqrec_prompt.completion",
+        "CompletionConfig",
+        "print a script that completes verbs and flags in your shell",
+        "seqrec-prompt completion --shell bash",
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code: 0 done, 2 a problem that the message explains, 130 interrupted."""
+    """Run one verb; returns the exit code, one of EXIT_CODES."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -163,33 +194,68 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
     # A polite stop (kill, a shutdown) ends like Ctrl-C: clean, and to be gone on with.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    words, switches = take_switches(sys.argv[1:] if argv is None else argv)
     try:
         from seqrec_prompt.config import parse
 
         entry = VERBS[verb]
-        words = list(sys.argv[1:] if argv is None else argv)
         if entry.positional and words and not words[0].startswith("-"):
             words.insert(0, f"--{entry.positional}")
         module = importlib.import_module(entry.module)
         config = parse(
-            getattr(module, entry.config), words, verb=verb, description=_sentence(entry.summary), example=entry.example
+            getattr(module, entry.config),
+            words,
+            verb=verb,
+            description=_sentence(entry.summary),
+            example=entry.example,
+            switches=SWITCHES,
         )
-        getattr(module, verb.split()[-1])(config)
+        if switches.dry_run:
+            return _dry_run(config, verb, switches)
+        with speaking(switches):
+            made = getattr(module, verb.split()[-1])(config)
+        if switches.json:
+            from seqrec_prompt.plan import outcome
+
+            _print_json({"verb": verb, **outcome(config, made)})
     except SeqrecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        return _failed(verb, str(error), switches, EXIT_ERROR)
     except OSError as error:  # a full disk, a place that may not be written to
-        print(f"error: {error.filename or verb}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_ERROR
+        return _failed(verb, f"{error.filename or verb}: {error.strerror or error}", switches, EXIT_ERROR)
     except KeyboardInterrupt:
         print("interrupted. Run the same command again to go on.", file=sys.stderr)
+        if switches.json:
+            _print_json({"verb": verb, "error": "interrupted"})
         return EXIT_INTERRUPTED
     except Exception as error:
         if (limit := met_limit(error)) is None:
             raise
-        print(f"error: {verb}: {limit}", file=sys.stderr)
-        return EXIT_ERROR
+        return _failed(verb, f"{verb}: {limit}", switches, EXIT_ERROR)
     return EXIT_OK
+
+
+def _dry_run(config: Config, verb: str, switches: Switches) -> int:
+    from seqrec_prompt.plan import dry_run, plan, would_run
+
+    lines = plan(config, verb)
+    if switches.json:
+        _print_json({"verb": verb, "config": config.resolved(), "plan": lines})
+    else:
+        print(dry_run(config, verb), end="")
+    return EXIT_OK if would_run(lines) else EXIT_ERROR
+
+
+def _failed(verb: str, message: str, switches: Switches, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if switches.json:
+        _print_json({"verb": verb, "error": message})
+    return code
+
+
+def _print_json(value: object) -> None:
+    if os.environ.get("RANK", "0") != "0":  # of several processes, as `accelerate launch` starts them, one speaks
+        return
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
 def _overview(verbs: Sequence[str] = tuple(VERBS)) -> str:
@@ -204,6 +270,12 @@ def _overview(verbs: Sequence[str] = tuple(VERBS)) -> str:
             *lines,
             "",
             "Each verb reads what the one before it wrote. seqrec-prompt VERB --help lists its settings.",
+            "",
+            "with every verb:",
+            *(f"  {name:<{width}}  {meaning}" for name, meaning in SWITCHES.items()),
+            "",
+            "exit codes:",
+            *(f"  {code:<{width}}  {meaning}" for code, meaning in EXIT_CODES.items()),
         ]
     )
 

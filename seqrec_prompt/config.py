@@ -34,10 +34,19 @@ class Config(BaseModel):
         return self.model_dump(mode="json")
 
 
-def parse(cls: type[C], argv: Sequence[str] | None = None, *, verb: str, description: str = "", example: str = "") -> C:
+def parse(
+    cls: type[C],
+    argv: Sequence[str] | None = None,
+    *,
+    verb: str,
+    description: str = "",
+    example: str = "",
+    switches: Mapping[str, str] | None = None,
+) -> C:
     """Build `cls` from a command line: flags named after the fields, plus `--config FILE`.
 
-    `--help` prints every field with its meaning and default. Raises ConfigError listing every bad key or value at once.
+    `--help` prints every field with its meaning and default. switches: flags that the caller has taken out of `argv`
+    before, and their meaning, for the help. Raises ConfigError listing every bad key or value at once.
     """
     fields = dict(_walk(cls))
     parser = _Parser(
@@ -49,6 +58,8 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, *, verb: str, descrip
     )
     help_config = f"YAML file with these settings, flat or under '{verb}:'; flags given beside it win"
     parser.add_argument("--config", metavar="FILE", type=Path, help=help_config)
+    for switch, meaning in (switches or {}).items():
+        parser.add_argument(switch, action="store_true", default=argparse.SUPPRESS, help=meaning)
     for name, field in fields.items():
         _add_flag(parser, name, field)
     given, unknown = parser.parse_known_args(argv)
@@ -57,7 +68,7 @@ def parse(cls: type[C], argv: Sequence[str] | None = None, *, verb: str, descrip
     overrides = {
         name: None if value == "none" and _optional(fields[name]) else value for name, value in overrides.items()
     }
-    flags = {f"--{_dashed(name)}" for name in fields} | {"--config"}
+    flags = [*flags_of(cls), "--config", *(switches or ())]
     # A word that follows an unknown flag is its value: one mistake, told once.
     problems = [_unknown(word.split("=")[0], flags) for word in unknown if word.startswith("--")]
     if unknown and not problems:
@@ -83,6 +94,46 @@ def load(cls: type[C], file: Path | None = None, overrides: Mapping[str, Any] | 
     except ValidationError as error:
         where = f"{file}: " if file else ""
         raise ConfigError(where + _listing([_explain(cls, e) for e in error.errors()])) from None
+
+
+def flags_of(cls: type[Config]) -> dict[str, str]:
+    """Every flag of a config class, and what may follow it: choices joined by '|', or PATH, N, X, TEXT; "" nothing."""
+    found = {}
+    for name, field in _walk(cls):
+        kind, _ = _value_type(field.annotation)
+        found[f"--{_dashed(name)}"] = "" if kind is bool else _choices(kind) or _metavar(kind)
+        if kind is bool:
+            found[f"--no-{_dashed(name)}"] = ""
+    return found
+
+
+def as_yaml(config: Config, verb: str) -> str:
+    """Write a configuration as the section `verb` of a YAML file that `load` reads back.
+
+    What was given stands as it is; what is left to its default follows as comments, to be seen and changed.
+    """
+    given = config.model_dump(mode="json", exclude_unset=True)
+    text = yaml.safe_dump({verb: given}, sort_keys=False, allow_unicode=True, width=120)
+    lines = [text.rstrip("\n") if given else f"{verb}:"]
+    everything = _flat(config.model_dump(mode="json"))
+    set_by_user = _flat(given)
+    defaults = [f"  # {name}: {inline(value)}" for name, value in everything.items() if name not in set_by_user]
+    if defaults:
+        lines += ["  # left to their defaults:", *defaults]
+    return "\n".join(lines) + "\n"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def inline(value: Any) -> str:
+    """A value as it stands in YAML after a colon, on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.removesuffix("...\n").strip()
 
 
 def _read_section(file: Path, verb: str, cls: type[Config]) -> dict[str, Any]:

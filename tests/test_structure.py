@@ -23,13 +23,13 @@ CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
 
 # A room may import its own floor and the floors below it.
 FLOORS = [
-    {"errors", "config", "artifacts", "locks", "ragged"},
+    {"errors", "config", "console", "artifacts", "locks", "ragged"},
     {"data"},
     {"decoding", "prompting", "embeddings"},
     {"engines", "finetuning"},
     {"recommenders"},
     {"evaluation"},
-    {"cli", "__main__", ""},
+    {"cli", "__main__", "plan", "completion", "init", "quickstart", ""},
 ]
 HEAVY = ("torch", "transformers", "peft", "trl")
 HEAVY_ROOMS = {"engines", "finetuning"}
@@ -109,6 +109,12 @@ def test_no_import_cycles():
 def test_heavy_libraries_are_imported_only_in_their_rooms(name):
     heavy = {one.split(".")[0] for one in imported(name, whole=False)} & set(HEAVY)
     assert not heavy, f"{name} imports {heavy} when it is imported"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "seqrec_prompt.console"])
+def test_progress_is_shown_in_one_place(name):
+    """console.progress knows --quiet and whether anybody watches; a bar of another library does not."""
+    assert "tqdm" not in {one.split(".")[0] for one in imported(name, whole=True)}, f"{name}: use console.progress"
 
 
 def test_the_reading_of_import_statements():

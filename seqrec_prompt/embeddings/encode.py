@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from seqrec_prompt.artifacts import Journal
+from seqrec_prompt.console import progress
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.embeddings.table import VectorArray
 from seqrec_prompt.errors import ModelError, TemplateError, is_out_of_memory
@@ -89,7 +89,7 @@ def encode(
     if done.any():
         print(f"going on: {done.sum():,}/{len(unique):,} texts are done")
     todo = todo[np.argsort(-lengths[todo], kind="stable")]
-    with tqdm(total=len(unique), initial=int(done.sum()), desc="embed", unit=" texts") as bar:
+    with progress(len(unique), "embed", "texts", int(done.sum())) as bar:
         for batch, found in read(embedder, texts, todo, lengths, batch_tokens):
             _require_finite(found, batch, texts, catalog)
             vectors[batch] = found
@@ -130,7 +130,7 @@ def read(
                 if not is_out_of_memory(error):
                     raise
                 batch_tokens = _fewer(batch, texts, lengths)
-                tqdm.write(f"out of memory with {len(batch):,} texts at once: going on with {batch_tokens:,} tokens")
+                print(f"out of memory with {len(batch):,} texts at once: going on with {batch_tokens:,} tokens")
                 break
             yield batch, found
             start += len(batch)

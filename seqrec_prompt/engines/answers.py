@@ -13,9 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from seqrec_prompt.artifacts import Journal
+from seqrec_prompt.console import progress
 from seqrec_prompt.engines.jobs import create_once, run_key, watch
 from seqrec_prompt.engines.openai import Service
 from seqrec_prompt.errors import HostedError
@@ -48,7 +47,7 @@ def ask_all(service: Service, journal: Journal, requests: Sequence[Request], at_
     """
     problems: list[str] = []
     kept: set[Future[dict[str, Any]]] = set()
-    with ThreadPoolExecutor(at_once) as pool, tqdm(total=len(requests), desc="ask", unit=" prompts") as bar:
+    with ThreadPoolExecutor(at_once) as pool, progress(len(requests), "ask", "prompts") as bar:
         futures = {pool.submit(service.chat, one.body, one.tokens + one.most): one for one in requests}
 
         def keep(future: Future[dict[str, Any]]) -> None:

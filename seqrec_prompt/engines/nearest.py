@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
-from tqdm import tqdm
 
+from seqrec_prompt.console import progress
 from seqrec_prompt.embeddings.encode import Embedder, fit_texts, read
 from seqrec_prompt.embeddings.table import EmbeddingTable, VectorArray
 from seqrec_prompt.engines.embed import EmbedConfig, load_embedder, model_inputs
@@ -46,7 +46,7 @@ class NearestTitle:
         shown, lengths, _ = fit_texts(self.embedder, texts, self.config.prompt, most)
         order = np.argsort(-lengths, kind="stable")
         vectors = np.empty((len(texts), self.embedder.dimension), np.float32)
-        with tqdm(total=len(texts), desc="embed answers", unit=" texts") as bar:
+        with progress(len(texts), "embed answers", "texts") as bar:
             for batch, found in read(self.embedder, shown, order, lengths, self.config.batch_tokens):
                 vectors[batch] = found
                 bar.update(len(batch))

@@ -79,6 +79,8 @@ def run(
     """
     from accelerate import PartialState
 
+    from seqrec_prompt.finetuning.watch import watch
+
     _use_all_cores()
     process, checkpoints = PartialState(), config.out / CHECKPOINTS
     found = peek_manifest(config.out) or peek_manifest(config.out, STARTED)
@@ -97,6 +99,7 @@ def run(
     checkpoint = _last_checkpoint(checkpoints)
     if process.is_main_process and checkpoint:
         print(f"going on from {checkpoint}")
+    watch(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if not all(weight.isfinite().all() for weight in trainer.model.parameters() if weight.requires_grad):
         raise ModelError("Training diverged: the trained weights are not finite. Lower --learning-rate.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from seqrec_prompt.artifacts import read_manifest
 from seqrec_prompt.config import Config
 from seqrec_prompt.data.lists import Candidates
 from seqrec_prompt.data.sessions import Holdout
@@ -38,6 +39,9 @@ class ValidateConfig(Config):
     embeddings: Path | None = Field(None, description="Classify only: directory made by 'embed' of this catalog")
     context: int = Field(512, ge=16, description="longest training example in tokens, as for 'finetune'")
     prompt_context: int = Field(2048, ge=16, description="longest prompt with a title, as for 'recommend'")
+    adapter: Path | None = Field(None, description="adapter made by 'finetune', to see whether it fits these prompts")
+    k: int = Field(20, ge=1, description="items a session, as for 'recommend'")
+    batch_size: int = Field(8, ge=1, description="examples a step, as for 'finetune'; for the estimate")
 
     @model_validator(mode="after")
     def _variant_is_possible(self) -> ValidateConfig:
@@ -48,14 +52,17 @@ class ValidateConfig(Config):
 def validate(config: ValidateConfig) -> str:
     """Print, and return, what a training run would see; nothing is written and no weights are loaded.
 
-    The catalog's titles that are shared, missing, suspicious, or begin another; how many tokens titles, training
-    examples and test prompts take; what a context cuts off; three filled-in prompts, the shortest, the median and the
-    longest: of the test sessions, or for variants whose answers are made (lists, clusters) of the training examples.
-    Raises the errors that `finetune` and `recommend` would raise for this template, tokenizer and context.
+    The catalog's titles that are shared, missing, suspicious, or begin another; how many tokens titles, examples and
+    test prompts take; what a context cuts off; three filled-in prompts, the shortest, the median and the longest: of
+    test sessions, or for variants whose answers are made (lists, clusters) of the training examples; what the checks
+    found, memory and time of the training, and what to change. Raises the errors that `finetune` and `recommend` would
+    raise for this template, tokenizer and context.
     """
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.decoding.trie import compile_trie
     from seqrec_prompt.engines.models import load_tokenizer
+    from seqrec_prompt.finetuning.checks import check
+    from seqrec_prompt.finetuning.estimate import estimate
     from seqrec_prompt.finetuning.examples import windows
 
     data = Dataset.load(config.data)
@@ -92,6 +99,11 @@ def validate(config: ValidateConfig) -> str:
             f"{tokenizer.decode(shown.prompt(row, prompter))}"
             f"\n--- to be answered, {len(answer)} tokens\n{tokenizer.decode(answer)}"
         )
+    trained = read_manifest(config.adapter, "finetune") if config.adapter else None
+    titles = prompter.lines if clusters else prompter.answers  # a cluster's name is no title
+    findings = check(data, prompter, tokenizer, compile_trie(titles, data.popularity), config.k, trained)
+    findings += estimate(config.model, config.revision, sizes, config.batch_size, config.objective)
+    blocks.append("\n".join(["findings (! asks for a change):", *(f"  {finding}" for finding in findings)]))
     report = "\n\n".join(blocks)
     print(report)
     return report

@@ -233,7 +233,7 @@ def _write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from seqrec_prompt.recommenders.files import METADATA_KEY
+    from seqrec_prompt.data.lists import METADATA_KEY
 
     ids = data.split.cases(config.part).prompts.ids
     rows: list[tuple[str, str, float | None, int]] = []

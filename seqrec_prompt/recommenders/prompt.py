@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.decoding.eligible import Filters
@@ -86,7 +85,7 @@ class LLMSeqPrompt:
                 if not is_out_of_memory(error):
                     raise
                 self.batch_size = _fewer(part)
-                tqdm.write(f"out of memory with {len(part)} sessions at once: going on with {self.batch_size}")
+                print(f"out of memory with {len(part)} sessions at once: going on with {self.batch_size}")
                 continue
             self.effort.add(sum(map(len, prompts)), found)
             start += len(part)

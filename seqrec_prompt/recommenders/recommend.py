@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import Journal, hash_file, hash_json, is_done, manifest
 from seqrec_prompt.config import Config
+from seqrec_prompt.console import progress
 from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.locks import locked
 from seqrec_prompt.prompting.templates import TemplateConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FILTERS = ("deny", "allow", "out_of_stock")
 WINDOW = 64  # sessions sorted by length, so that like ones are decoded together
+BLOCK = 1024  # sessions that a recommender without an LLM answers between two looks at the clock
 # Settings that mean something to every recommender; the others are the LLM's.
 SHARED = ("data", "out", "recommender", "part", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
 
@@ -125,6 +127,8 @@ def recommend(config: RecommendConfig) -> Path:
 
 
 def _recommend_fitted(config: RecommendConfig, directory: Path, data: Dataset) -> Path:
+    import numpy as np
+
     from seqrec_prompt.recommenders import files, fitted
 
     recommender, identity = fitted.load(directory, data)
@@ -135,10 +139,15 @@ def _recommend_fitted(config: RecommendConfig, directory: Path, data: Dataset) -
         return config.out
     sessions = _drawn(config, data)
     started = time.monotonic()
-    lists = recommender.recommend(sessions, config.k, exclude_seen=config.exclude_seen)
+    with progress(len(sessions), "recommend", "sessions") as bar:
+        lists = []
+        for start in range(0, len(sessions), BLOCK):
+            part = sessions.take(np.arange(start, min(start + BLOCK, len(sessions))))
+            lists.append(recommender.recommend(part, config.k, exclude_seen=config.exclude_seen))
+            bar.update(len(part))
     facts: dict[str, Any] = {"sessions": len(sessions), "part_sessions": len(data.split.cases(config.part))}
     facts["seconds_a_session"] = (time.monotonic() - started) / max(len(sessions), 1)
-    files.write(config.out, [lists], data.catalog, wanted | {"facts": facts})
+    files.write(config.out, lists, data.catalog, wanted | {"facts": facts})
     print(_summary(config, facts))
     return config.out
 
@@ -174,7 +183,6 @@ def _template(config: RecommendConfig, base: str) -> tuple[TemplateConfig, dict[
 def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: TemplateConfig) -> dict[str, Any]:
     """Append to the journal what it still lacks; returns figures about the whole run."""
     import numpy as np
-    from tqdm import tqdm
 
     from seqrec_prompt.recommenders.variants import build_recommender
 
@@ -187,7 +195,7 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
         print(f"going on: {n_done:,}/{len(sessions):,} sessions are done")
     started = time.monotonic()
     recommender = None
-    with tqdm(total=len(sessions), initial=n_done, desc="recommend", unit=" sessions") as bar:
+    with progress(len(sessions), "recommend", "sessions", n_done) as bar:
         for start in range(0, len(sessions), WINDOW):
             window = np.arange(start, min(start + WINDOW, len(sessions)))
             # Sessions of like length are decoded together, so little is padded; the file keeps the data's order.

@@ -59,7 +59,7 @@ def test_help_of_a_verb_shows_its_settings_and_an_example(capsys, verb):
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: seqrec-prompt {verb} ")
     assert f"example:\n  seqrec-prompt {verb} " in shown
-    assert "(required)" in shown
+    assert "(required)" in shown or "(default: " in shown
     assert max(map(len, shown.splitlines())) <= 120
 
 
@@ -191,3 +191,13 @@ def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", broken)
     with pytest.raises(ZeroDivisionError):
         run("evaluate", "--data", "x", "--out", "y", "--recommendations", "z")
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_takes_less_than_a_second(verb):
+    """Of a processor, not of the clock: the machine may be busy."""
+    resource = pytest.importorskip("resource", reason="this system does not count a process's seconds")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert seqrec_prompt(*verb.split(), "--help").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1

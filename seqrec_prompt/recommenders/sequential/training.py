@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
+from seqrec_prompt import console
 from seqrec_prompt.artifacts import atomic_file, is_done
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.errors import ArtifactError, DataError, ModelError
@@ -137,7 +137,7 @@ def train(
     )
     progress = checkpoint.load(model, optimizer) if checkpoint else Progress()
     network, optimizer = accelerator.prepare(model, optimizer)
-    with tqdm(initial=len(progress.history), desc=f"train {model.kind}", unit=" epochs", disable=None) as bar:
+    with console.progress(config.epochs, f"train {model.kind}", "epochs", len(progress.history)) as bar:
         while not progress.is_over(config):
             entry = _epoch(network, model, optimizer, sessions, accelerator, len(progress.history))
             if judge is not None:
@@ -149,8 +149,7 @@ def train(
                 progress.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
             if checkpoint and accelerator.is_main_process:
                 checkpoint.save(model, optimizer, progress)
-            bar.update()
-            bar.set_postfix({name: f"{value:.4f}" for name, value in entry.items() if name != "epoch"})
+            bar.update(note=", ".join(f"{name} {value:.4f}" for name, value in entry.items() if name != "epoch"))
     model.load_state_dict(progress.best)
     model.eval()
     return progress
