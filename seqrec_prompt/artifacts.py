@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import zlib
@@ -73,6 +74,22 @@ def staged_directory(path: Path) -> Iterator[Path]:
             staged.replace(path)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Put right what a killed process left beside `path`, whose lock the caller holds.
+
+    What it replaced and did not get to replace comes back; what is half written goes.
+    """
+    left = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}\.(partial|old)")  # as `tempfile` names them
+    for file in sorted(path.parent.iterdir()):
+        if left.fullmatch(file.name):
+            if file.suffix == ".old" and not path.exists():
+                file.replace(path)
+            elif file.is_dir():
+                shutil.rmtree(file)
+            else:
+                file.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

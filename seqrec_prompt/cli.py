@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from seqrec_prompt.console import SWITCHES, Switches, speaking, take_switches
-from seqrec_prompt.errors import SeqrecError
+from seqrec_prompt.errors import SeqrecError, met_limit
 
 if TYPE_CHECKING:
     from seqrec_prompt.config import Config
@@ -227,6 +227,10 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
         if switches.json:
             _print_json({"verb": verb, "error": "interrupted"})
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if (limit := met_limit(error)) is None:
+            raise
+        return _failed(verb, f"{verb}: {limit}", switches, EXIT_ERROR)
     return EXIT_OK
 
 

@@ -66,3 +66,26 @@ class HostedError(SeqrecError):
         self.reached = reached
         self.retry_after = retry_after
         self.exhausted = exhausted
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: Python's, numpy's, or torch's on a GPU or a CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch.OutOfMemoryError, without importing torch
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error))  # torch on a CPU
+    )
+
+
+def met_limit(error: Exception) -> str | None:
+    """What to tell when a library met a limit of the machine in words of its own; None when it is anything else."""
+    told = str(error).partition("\n")[0]
+    if is_out_of_memory(error):
+        return "out of memory. Read less at once: see --batch-size in --help"
+    if type(error).__name__ == "SafetensorError" and "os error" in told:  # safetensors knows no OSError
+        return told
+    if isinstance(error, RuntimeError) and (
+        "inline_container" in told or "PytorchStreamWriter" in told
+    ):  # torch.save on a full disk
+        return f"cannot write, is the disk full? ({told})"
+    return None

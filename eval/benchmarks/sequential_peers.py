@@ -4,7 +4,6 @@ python sequential_peers.py rectools|replay DATA SETTINGS USERS, with SETTINGS as
 A training step is timed over STEPS steps after WARM ones: what a step costs does not depend on which sessions it has.
 """
 
-# ruff: noqa: PLC0415  (no environment has both peers)
 from __future__ import annotations
 
 import json

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqrec_prompt.data.problems import Problems, mask_of, plural, shorten
-from seqrec_prompt.data.tables import Source, Table
+from seqrec_prompt.data.tables import Source, Table, per_value
 from seqrec_prompt.data.times import FORMS, Times, TimeUnit, parse_times
 from seqrec_prompt.errors import DataError
 from seqrec_prompt.ragged import IntArray
@@ -67,7 +67,7 @@ class CheckedTable:
         """An id must not be empty."""
         if column not in self.table.columns:
             return
-        empty = pc.equal(pc.utf8_trim_whitespace(self.cells(column)), "").to_numpy(zero_copy_only=False)
+        empty = per_value(self.cells(column), is_blank).to_numpy(zero_copy_only=False)
         legible = ~mask_of(self.table.illegible.get(column, np.empty(0, np.int64)), len(self.table))
         self.named[column] = ~empty
         self._report(f"empty {what}", np.flatnonzero(empty & legible), lambda i: f"the {what} is empty", column)
@@ -116,8 +116,9 @@ class CheckedTable:
         """Every id must be in the other table. Returns the position of each among its good rows, -1 where none."""
         # When rows are dropped, an id of a dropped row is unknown too; otherwise that row's own problem is enough.
         accepted = other.good if self.problems.drop else other.named[key]
-        ids = other.cells(key).filter(pa.array(accepted))
-        position = pc.index_in(self.cells(column), value_set=ids).fill_null(-1).to_numpy(zero_copy_only=False)
+        ids = other.cells(key).filter(pa.array(accepted)).dictionary_decode()
+        found = per_value(self.cells(column), lambda texts: pc.index_in(texts, value_set=ids).fill_null(-1))
+        position = found.to_numpy(zero_copy_only=False)
         unknown = np.flatnonzero((position < 0) & self.named[column])
         cells = self.cells(column)
         self._report(
@@ -127,7 +128,10 @@ class CheckedTable:
 
     def require_used(self, column: str, log: CheckedTable) -> None:
         """Every session must have an interaction."""
-        used = pc.is_in(self.cells(column), value_set=pc.unique(log.cells(column))).to_numpy(zero_copy_only=False)
+        ids = pc.unique(log.cells(column)).dictionary_decode()
+        used = per_value(self.cells(column), lambda texts: pc.is_in(texts, value_set=ids)).to_numpy(
+            zero_copy_only=False
+        )
         unused = np.flatnonzero(~used & self.named[column] & self.good)
         cells = self.cells(column)
         self._report(
@@ -139,7 +143,9 @@ class CheckedTable:
 
     def require_constant(self, column: str, session_of_row: IntArray, session_ids: Sequence[str]) -> None:
         """A session must have one split value; otherwise the whole session is bad, reported at its first odd row."""
-        codes, values = encode(pc.utf8_lower(pc.utf8_trim_whitespace(self.cells(column))))
+        codes, values = encode(
+            per_value(self.cells(column), lambda texts: pc.utf8_lower(pc.utf8_trim_whitespace(texts)))
+        )
         rows = np.flatnonzero(self.good)
         sessions, first, inverse = np.unique(session_of_row[rows], return_index=True, return_inverse=True)
         differs = codes[rows] != codes[rows[first[inverse]]]
@@ -160,6 +166,11 @@ class CheckedTable:
     def _report(self, kind: str, positions: npt.NDArray[np.int64], tell: Callable[[int], str], column: str) -> None:
         self.problems.rows(kind, self.table.name, self.table.numbers[positions], tell, column)
         self.good[positions] = False
+
+
+def is_blank(texts: pa.Array) -> pa.Array:
+    """(n,) True where a text has nothing but white space."""
+    return pc.equal(pc.utf8_trim_whitespace(texts), "")
 
 
 def encode(cells: pa.Array) -> tuple[IntArray, list[str]]:

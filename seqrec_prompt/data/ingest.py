@@ -9,13 +9,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from seqrec_prompt.data.catalog import Catalog
-from seqrec_prompt.data.checks import CheckedTable, encode
+from seqrec_prompt.data.checks import CheckedTable, encode, is_blank
 from seqrec_prompt.data.problems import Problems
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.data.tables import Source
+from seqrec_prompt.data.tables import Source, per_value
 from seqrec_prompt.data.times import TimeUnit
 from seqrec_prompt.errors import DataError
 from seqrec_prompt.ragged import IntArray, offsets_of
@@ -175,7 +174,7 @@ def _find_split_column(source: Source, columns: Columns, problems: Problems, not
 def _most_frequent(cells: pa.Array, item_of_row: IntArray, n_items: int) -> list[str]:
     """Return the most frequent non-empty cell of each item, the first seen among equals; "" where there is none."""
     codes, texts = encode(cells)
-    filled = pc.not_equal(pc.utf8_trim_whitespace(cells), "").to_numpy(zero_copy_only=False)
+    filled = ~per_value(cells, is_blank).to_numpy(zero_copy_only=False)
     width = max(len(texts), 1)
     pairs = item_of_row[filled].astype(np.int64) * width + codes[filled]
     distinct, first, counts = np.unique(pairs, return_index=True, return_counts=True)

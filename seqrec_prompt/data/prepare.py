@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from seqrec_prompt.artifacts import hash_json, is_done, manifest, peek_manifest, refuse_inputs_inside, staged_directory
 from seqrec_prompt.config import Config
 from seqrec_prompt.errors import ArtifactError
+from seqrec_prompt.locks import locked
 
 # numpy and pyarrow are imported where they are used: `--help` imports this module.
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class PrepareConfig(Config):
         return self
 
 
+@locked
 def prepare(config: PrepareConfig) -> Dataset:
     """Read, check, filter and split the data; write it to `config.out`; print a summary.
 

@@ -18,12 +18,14 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from seqrec_prompt.artifacts import hash_file
+from seqrec_prompt.data.problems import mask_of
 from seqrec_prompt.data.tables import Source, Table, as_text_table, legible
 from seqrec_prompt.errors import DataError
 
 KNOWN = ".csv, .tsv, .inter, .item, .user (each also .gz), .parquet, or a Hugging Face dataset"
 # One row of a CSV must fit into a block.
 _BLOCK_BYTES = 32 << 20
+_CELLS = pa.dictionary(pa.int32(), pa.large_binary())
 
 
 def open_source(location: str) -> Source:
@@ -81,9 +83,10 @@ class DelimitedFile:
         if broken:
             raise DataError([f'{self.name}: row {broken[0]}: a quote (") opened in this row is not closed in it.'])
         total = table.num_rows + len(skipped)
-        numbers = np.setdiff1d(np.arange(2, total + 2), [row for row, _, _ in skipped])
+        kept = ~mask_of(np.array([row - 2 for row, _, _ in skipped], np.int64), total)
+        numbers = np.arange(2, total + 2)[kept]
         self._refuse_open_quote(table, numbers)
-        columns = {name: table[column].combine_chunks() for name, column in names.items()}
+        columns = {name: table[column].unify_dictionaries().combine_chunks() for name, column in names.items()}
         return legible(self.name, columns, numbers, skipped)
 
     def digest(self) -> str:
@@ -104,7 +107,7 @@ class DelimitedFile:
                     invalid_row_handler=skip,
                 ),
                 convert_options=pacsv.ConvertOptions(
-                    include_columns=include, column_types=dict.fromkeys(include, pa.large_binary())
+                    include_columns=include, column_types=dict.fromkeys(include, _CELLS)
                 ),
             )
         except (pa.ArrowInvalid, OSError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from seqrec_prompt.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Columns of text, each (n,), read from one file.
+    """Columns of text, each (n,), read from one file; dictionary-encoded, so a row costs a code and not its text.
 
     numbers: (n,) row numbers as a spreadsheet counts them (the header is row 1). ragged: (row number, cells expected,
     cells found) of rows left out because their cells do not match the header. illegible: per column the positions of
@@ -24,7 +24,7 @@ class Table:
     """
 
     name: str
-    columns: dict[str, pa.Array]
+    columns: dict[str, pa.DictionaryArray]
     numbers: npt.NDArray[np.int64]
     ragged: list[tuple[int, int, int]] = field(default_factory=list)
     illegible: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
@@ -63,13 +63,18 @@ def _as_bytes(name: str, column: str, cells: pa.Array) -> pa.Array:
             cells = pc.binary_join(cells.cast(pa.list_(pa.string())), ", ")
         elif not pa.types.is_binary(cells.type) and not pa.types.is_large_binary(cells.type):
             cells = cells.cast(pa.large_string())
-        return cells.cast(pa.large_binary()).fill_null(b"")
+        return cells.cast(pa.large_binary()).fill_null(b"").dictionary_encode()
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
         raise DataError([f"{name}: column {column} holds {cells.type}; expected text, numbers or times."]) from None
 
 
+def per_value(cells: pa.DictionaryArray, function: Callable[[pa.Array], pa.Array]) -> pa.Array:
+    """(n,) what `function` makes of each cell; it is applied to each distinct one."""
+    return function(cells.dictionary).take(cells.indices)
+
+
 def legible(
-    name: str, raw: dict[str, pa.Array], numbers: npt.NDArray[np.int64], ragged: list[tuple[int, int, int]]
+    name: str, raw: dict[str, pa.DictionaryArray], numbers: npt.NDArray[np.int64], ragged: list[tuple[int, int, int]]
 ) -> Table:
     """Decode the columns, and leave out rows with nothing in any of them (blank lines)."""
     columns, illegible = {}, {}
@@ -77,7 +82,8 @@ def legible(
         columns[column], illegible[column] = _decode(cells)
     something = np.zeros(len(numbers), np.bool_)
     for cells in raw.values():
-        something |= pc.not_equal(pc.binary_length(cells), 0).to_numpy(zero_copy_only=False)
+        filled = per_value(cells, lambda texts: pc.not_equal(pc.binary_length(texts), 0))
+        something |= filled.to_numpy(zero_copy_only=False)
     blank = int((~something).sum())
     if blank:
         keep = pa.array(something)
@@ -88,17 +94,19 @@ def legible(
     return Table(name, columns, numbers, ragged, {c: p for c, p in illegible.items() if len(p)}, blank)
 
 
-def _decode(cells: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+def _decode(cells: pa.DictionaryArray) -> tuple[pa.DictionaryArray, npt.NDArray[np.int64]]:
     """Return a text column and the positions of the cells that are not UTF-8."""
     try:
-        return cells.cast(pa.large_string()), np.empty(0, np.int64)
+        texts, positions = cells.dictionary.cast(pa.large_string()), np.empty(0, np.int64)
     except pa.ArrowInvalid:
-        values: list[bytes] = cells.to_pylist()
-    bad = []
-    for position, value in enumerate(values):
-        try:
-            value.decode()
-        except UnicodeDecodeError:
-            values[position] = b""
-            bad.append(position)
-    return pa.array(values, pa.large_binary()).cast(pa.large_string()), np.array(bad, np.int64)
+        values: list[bytes] = cells.dictionary.to_pylist()
+        bad = []
+        for code, value in enumerate(values):
+            try:
+                value.decode()
+            except UnicodeDecodeError:
+                values[code] = b""
+                bad.append(code)
+        texts = pa.array(values, pa.large_binary()).cast(pa.large_string())
+        positions = np.flatnonzero(np.isin(cells.indices.to_numpy(zero_copy_only=False), bad))
+    return pa.DictionaryArray.from_arrays(cells.indices, texts), positions

@@ -52,9 +52,7 @@ def parse_times(cells: pa.Array, unit: TimeUnit = "auto") -> Times:
     taken as UTC.
     """
     encoded = cells.dictionary_encode()
-    parsed = [_parse(cell) for cell in encoded.dictionary.to_pylist()]
-    values = np.array([value for value, _ in parsed], dtype=np.float64)
-    forms = np.array([form for _, form in parsed], dtype=np.int8)
+    values, forms = _parse_all(encoded.dictionary)
     numeric = forms == _NUMBERS
     if unit == "auto":
         for form, factor in enumerate(_FACTORS):
@@ -70,6 +68,16 @@ def parse_times(cells: pa.Array, unit: TimeUnit = "auto") -> Times:
     form_of_row = forms[where]
     counts = np.bincount(form_of_row[form_of_row != _BAD], minlength=len(FORMS))
     return Times(values[where], form_of_row, int(np.argmax(counts)))
+
+
+def _parse_all(texts: pa.Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8]]:
+    try:  # numbers alone, as most logs have them: read without a Python object a cell
+        values = texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        parsed = [_parse(cell) for cell in texts.to_pylist()]
+        return np.array([v for v, _ in parsed], np.float64), np.array([form for _, form in parsed], np.int8)
+    finite = np.isfinite(values)
+    return np.where(finite, values, np.nan), np.where(finite, _NUMBERS, _BAD).astype(np.int8)
 
 
 def _parse(cell: str) -> tuple[float, int]:

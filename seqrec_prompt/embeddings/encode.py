@@ -1,7 +1,7 @@
 """Texts become vectors: which are read together, what is kept of a stopped run, what is refused.
 
-Done blocks go into the journal that `recommend` uses too, as base64 of float32: it already knows torn tails, other
-settings and fsync, a block is one line, and no float passes through decimal digits.
+Done batches go into the journal that `recommend` uses too, as base64 of float32: it already knows torn tails, other
+settings and fsync, a batch is one line, and no float passes through decimal digits.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from seqrec_prompt.artifacts import Journal
 from seqrec_prompt.console import progress
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.embeddings.table import VectorArray
-from seqrec_prompt.errors import ModelError, TemplateError
+from seqrec_prompt.errors import ModelError, TemplateError, is_out_of_memory
 from seqrec_prompt.ragged import LongArray
 
 ITEM = "{item}"  # stands in a prompt where the item's text goes
-BLOCK = 512  # texts between two writes of the journal: the most that a killed run has to repeat
 # A batch of so many tokens uses a CPU as well as a larger one does; in a larger one this share is padding at most.
 LEAST, PADDING = 256, 0.05
 
@@ -75,7 +74,7 @@ def encode(
     """Embed one text an item, (items, dim), going on from what the journal holds.
 
     lengths: (items,) tokens of each text. Each distinct text is read once, so equal texts have equal vectors to the
-    last bit. Texts of like length are read together, the longest first: what does not fit the memory fails at once.
+    last bit. Texts of like length are read together, the longest first: what does not fit the memory is met at once.
     Raises ModelError naming the item whose vector is not finite; its batch is not kept.
     """
     first: dict[str, int] = {}
@@ -91,19 +90,11 @@ def encode(
         print(f"going on: {done.sum():,}/{len(unique):,} texts are done")
     todo = todo[np.argsort(-lengths[todo], kind="stable")]
     with progress(len(unique), "embed", "texts", int(done.sum())) as bar:
-        for start in range(0, len(todo), BLOCK):
-            block = todo[start : start + BLOCK]
-            made = 0
-            try:
-                for batch in batches(block, lengths, batch_tokens):
-                    found = embedder.embed([texts[i] for i in batch.tolist()])
-                    _require_finite(found, batch, texts, catalog)
-                    vectors[batch] = found
-                    made += len(batch)
-                    bar.update(len(batch))
-            finally:  # what is there is kept, even when the rest of the block fails
-                if made:
-                    journal.append(record_of(block[:made], vectors[block[:made]]))
+        for batch, found in read(embedder, texts, todo, lengths, batch_tokens):
+            _require_finite(found, batch, texts, catalog)
+            vectors[batch] = found
+            journal.append(record_of(batch, found))
+            bar.update(len(batch))
     return vectors[owner]
 
 
@@ -121,6 +112,39 @@ def batches(items: LongArray, lengths: LongArray, most: int) -> Iterator[LongArr
         tokens += length
     if len(items):
         yield items[start:]
+
+
+def read(
+    embedder: Embedder, texts: Sequence[str], order: LongArray, lengths: LongArray, batch_tokens: int
+) -> Iterator[tuple[LongArray, VectorArray]]:
+    """Yield the batches of `order`, positions of texts of falling length, with their vectors.
+
+    When memory runs out, the batch is halved, which is said. Raises ModelError naming the text that does not fit alone.
+    """
+    start = 0
+    while start < len(order):
+        for batch in batches(order[start:], lengths, batch_tokens):
+            try:
+                found = embedder.embed([texts[i] for i in batch.tolist()])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                batch_tokens = _fewer(batch, texts, lengths)
+                print(f"out of memory with {len(batch):,} texts at once: going on with {batch_tokens:,} tokens")
+                break
+            yield batch, found
+            start += len(batch)
+
+
+def _fewer(batch: LongArray, texts: Sequence[str], lengths: LongArray) -> int:
+    """Half the tokens of a batch that did not fit the memory, padding included; its first text is the longest."""
+    first = int(batch[0])
+    if len(batch) == 1:
+        raise ModelError(
+            f"Out of memory on one text, of {lengths[first]:,} tokens: '{texts[first][:60]}…'. Read fewer with "
+            "--max-tokens, or take a --dtype of half the size."
+        )
+    return len(batch) // 2 * int(lengths[first])
 
 
 def _require_finite(vectors: VectorArray, items: LongArray, texts: Sequence[str], catalog: Catalog) -> None:

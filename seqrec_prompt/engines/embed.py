@@ -16,6 +16,7 @@ from seqrec_prompt.artifacts import Journal, hash_json, is_done, manifest, peek_
 from seqrec_prompt.embeddings.encode import ITEM
 from seqrec_prompt.engines.pricing import HOSTED_FIELDS, HostedConfig
 from seqrec_prompt.errors import ModelError
+from seqrec_prompt.locks import locked
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.catalog import Catalog
@@ -86,6 +87,7 @@ class EmbedConfig(HostedConfig):
         return {name: value for name, value in super().identity().items() if name not in unused}
 
 
+@locked
 def embed(config: EmbedConfig) -> Path:
     """Write one vector an item; returns the directory, which `EmbeddingTable.load` reads.
 

@@ -103,6 +103,7 @@ class SentenceEmbedder:
                 resolve(model),
                 revision=revision,
                 device=str(device()),
+                trust_remote_code=False,
                 model_kwargs={"dtype": torch_dtype(dtype), "use_safetensors": True},
             )
         except (OSError, ValueError) as error:

@@ -7,20 +7,16 @@ without a clear answer, what the service holds is searched for the key.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from seqrec_prompt.artifacts import Journal, hash_json
 from seqrec_prompt.engines import openai
-from seqrec_prompt.errors import ArtifactError, HostedError
+from seqrec_prompt.errors import HostedError
 
 Found = dict[str, Any]
 TRIES = 3
@@ -103,29 +99,3 @@ def watch(read: Callable[[], Found], ended: frozenset[str], describe: Callable[[
     finally:
         if live:
             print(file=sys.stderr)
-
-
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold the lock PATH while the block runs, so that no second process pays for the same; freed when a process dies.
-
-    Raises ArtifactError when another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        stream = path.open("a")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.close()
-            raise ArtifactError(
-                f"another process is at work on {path.with_suffix('')}. Wait for it, or stop it first."
-            ) from None
-        if path.exists() and path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
-            break
-        stream.close()  # its holder has just removed it
-    try:
-        yield
-    finally:
-        path.unlink()
-        stream.close()

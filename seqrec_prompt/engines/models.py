@@ -24,6 +24,11 @@ transformers_logging.disable_progress_bar()  # loading takes a second; the bar t
 # TRL still sets this option by its old name, whatever this package does.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
 ADAPTER = "adapter_model.safetensors"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+CONVERT = (
+    "A pickle can run code when it is loaded, so only safetensors are read: convert a pickle you trust with "
+    "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)."
+)
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja")
 # What a sentence-transformers model has beside that: its modules, how much of a text it reads, its prompts.
 SENTENCE = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
@@ -39,7 +44,7 @@ def resolve(model: str) -> str:
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """Load the tokenizer of a hub name, a directory or `smollm2`. Raises ModelError when there is none."""
     try:
-        return AutoTokenizer.from_pretrained(resolve(model), revision=revision)
+        return AutoTokenizer.from_pretrained(resolve(model), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(_cannot_load("tokenizer", model, error)) from None
 
@@ -63,7 +68,12 @@ def load_model(model: str, dtype: torch.dtype, revision: str | None = None, *, f
         )
     try:
         return AutoModelForCausalLM.from_pretrained(
-            resolve(model), revision=revision, dtype=dtype, use_safetensors=True, **quantised
+            resolve(model),
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,  # said, for unsaid it asks at the terminal
+            **quantised,
         )
     except (OSError, ValueError) as error:
         raise ModelError(_cannot_load("model", model, error)) from None
@@ -108,6 +118,8 @@ def model_hash(model: str, revision: str | None = None) -> str:
         directory = Path(kept)
     parts = [directory, *(directory / name for name in _modules(directory))]
     weights = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
+    if not weights and (pickled := sorted(file for end in PICKLED for file in directory.glob(end))):
+        raise ModelError(f"'{model}' has only pickled weights ({pickled[0].name}). {CONVERT}")
     if not any((part / "config.json").exists() for part in parts) or not weights:
         raise ModelError(_cannot_load("model", model, FileNotFoundError("no config.json with safetensors weights")))
     digest = hashlib.sha256()
@@ -170,6 +182,8 @@ def with_adapter(model: Any, adapter: Path) -> Any:
 
 def peft_model(model: Any, adapter: Path, *, trainable: bool = False) -> PeftModel:
     """Put an adapter that 'finetune' made on its base model. Raises ModelError when it does not load."""
+    if not (adapter / ADAPTER).exists():  # PEFT would take a pickled adapter_model.bin instead
+        raise ModelError(f"{adapter} has no {ADAPTER}. Give a directory that 'finetune' made. {CONVERT}")
     try:
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError) as error:

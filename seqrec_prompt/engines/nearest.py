@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from seqrec_prompt.console import progress
-from seqrec_prompt.embeddings.encode import Embedder, batches, fit_texts
+from seqrec_prompt.embeddings.encode import Embedder, fit_texts, read
 from seqrec_prompt.embeddings.table import EmbeddingTable, VectorArray
 from seqrec_prompt.engines.embed import EmbedConfig, load_embedder, model_inputs
 from seqrec_prompt.errors import ArtifactError, ModelError
@@ -47,8 +47,8 @@ class NearestTitle:
         order = np.argsort(-lengths, kind="stable")
         vectors = np.empty((len(texts), self.embedder.dimension), np.float32)
         with progress(len(texts), "embed answers", "texts") as bar:
-            for batch in batches(order, lengths, self.config.batch_tokens):
-                vectors[batch] = self.embedder.embed([shown[i] for i in batch.tolist()])
+            for batch, found in read(self.embedder, shown, order, lengths, self.config.batch_tokens):
+                vectors[batch] = found
                 bar.update(len(batch))
         if not np.isfinite(vectors).all():
             broken = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])

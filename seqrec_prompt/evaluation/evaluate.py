@@ -17,6 +17,7 @@ from seqrec_prompt.artifacts import (
     write_text,
 )
 from seqrec_prompt.config import Config
+from seqrec_prompt.locks import locked
 
 # numpy and pyarrow are imported where they are used: `--help` imports this module.
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class EvaluateConfig(Config):
         return tuple(sorted(set(value)))
 
 
+@locked
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Compute the metrics of every file and baseline, write them to `config.out`, print the table.
 

@@ -22,6 +22,7 @@ from seqrec_prompt.artifacts import (
 )
 from seqrec_prompt.engines.pricing import MILLION, ServiceConfig
 from seqrec_prompt.errors import ArtifactError, HostedError
+from seqrec_prompt.locks import lock
 
 if TYPE_CHECKING:
     from seqrec_prompt.engines.openai import Service
@@ -41,7 +42,6 @@ class AttachConfig(ServiceConfig):
 
 def attach(config: AttachConfig) -> Path | None:
     """Wait for a job that runs already; with `out`, finish what `hosted finetune` began there. Creates nothing."""
-    from seqrec_prompt.engines.jobs import alone
     from seqrec_prompt.engines.openai import Service
 
     if config.out is None:
@@ -59,7 +59,7 @@ def attach(config: AttachConfig) -> Path | None:
             print(f"already tuned: {config.out}  (model {done['facts']['fine_tuned_model']})")
             return config.out
         raise ArtifactError(f"{place}: no run waits here. Leave --out away to watch {config.job} alone.")
-    with alone(beside(config.out, ".lock")):
+    with lock(config.out):
         journal = Journal(place, header)
         try:
             state = state_of(journal)

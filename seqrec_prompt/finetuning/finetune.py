@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from seqrec_prompt.artifacts import hash_json, manifest, refuse_inputs_inside
 from seqrec_prompt.config import Config
 from seqrec_prompt.finetuning.training import TrainingConfig, losses, require_reporter, run
+from seqrec_prompt.locks import locked
 from seqrec_prompt.prompting.cases import NEEDS, check_needs, input_hashes
 from seqrec_prompt.prompting.templates import TemplateConfig
 
@@ -61,6 +62,7 @@ class FinetuneConfig(TrainingConfig):
         return self
 
 
+@locked
 def finetune(config: FinetuneConfig) -> Path:
     """Train an adapter, or with method 'full' a model; returns its directory.
 

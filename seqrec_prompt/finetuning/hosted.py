@@ -25,6 +25,7 @@ from seqrec_prompt.artifacts import (
 from seqrec_prompt.engines.pricing import HostedConfig, Quote, approve, quote
 from seqrec_prompt.finetuning.attach import beside, finish, how_to_come_back, state_of
 from seqrec_prompt.finetuning.chat import chats_of, require_question, session_chats, training_file
+from seqrec_prompt.locks import lock
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ def finetune(config: HostedFinetuneConfig) -> Path:
     Raises DataError for rows that break the service's rules, CostError when the quote may not be spent, HostedError
     when the service refuses or the job fails.
     """
-    from seqrec_prompt.engines.jobs import alone
     from seqrec_prompt.engines.openai import Service
 
     refuse_inputs_inside(config.out, {"data": config.data, "pairs": config.pairs})
@@ -88,7 +88,7 @@ def finetune(config: HostedFinetuneConfig) -> Path:
     if is_done(config.out, found, wanted, overwrite=config.overwrite):
         print(f"already tuned: {config.out}  (model {found['facts']['fine_tuned_model']})")  # type: ignore[index]
         return config.out
-    with alone(beside(config.out, ".lock")):
+    with lock(config.out):
         journal = Journal(beside(config.out, ".journal"), wanted, overwrite=config.overwrite)
         try:
             write_text(beside(config.out, ".jsonl"), file.content.decode())

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from seqrec_prompt.artifacts import atomic_file, is_done, manifest, peek_manifest, write_json
 from seqrec_prompt.config import Config
 from seqrec_prompt.data.lists import Candidates
+from seqrec_prompt.locks import locked
 from seqrec_prompt.prompting.cases import Cases, check_needs, input_hashes, lessons, load_clusters, questions
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template, completion, messages, text
 
@@ -60,6 +61,7 @@ class PairsConfig(Config):
         return self
 
 
+@locked
 def pairs(config: PairsConfig) -> Path:
     """Write one JSON object a line with `prompt` and `completion`, and a manifest beside it; returns the file.
 

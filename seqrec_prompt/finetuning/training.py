@@ -147,9 +147,17 @@ def _is_unfinished(out: Path, wanted: Mapping[str, Any]) -> bool:
 
 
 def _last_checkpoint(directory: Path) -> str | None:
-    """The newest complete checkpoint: its trainer state is written last, a torn one lacks it."""
-    complete = [file.parent for file in directory.glob("checkpoint-*/trainer_state.json")]
+    """The newest complete checkpoint: its trainer state is written last, a torn one lacks it or a part of it."""
+    complete = [file.parent for file in directory.glob("checkpoint-*/trainer_state.json") if _is_json(file)]
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def _tidy(out: Path, model: str) -> None:

@@ -13,6 +13,7 @@ from seqrec_prompt.artifacts import read_manifest
 from seqrec_prompt.config import Config
 from seqrec_prompt.data.lists import Candidates
 from seqrec_prompt.data.sessions import Holdout
+from seqrec_prompt.data.suspicious import describe
 from seqrec_prompt.errors import DataError
 from seqrec_prompt.prompting.cases import Cases, check_needs, lessons, load_clusters, questions
 from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
@@ -51,8 +52,8 @@ class ValidateConfig(Config):
 def validate(config: ValidateConfig) -> str:
     """Print, and return, what a training run would see; nothing is written and no weights are loaded.
 
-    The catalog's titles that are shared, missing, or begin another; how many tokens titles, training examples and test
-    prompts take; what a context cuts off; three filled-in prompts, the shortest, the median and the longest: of the
+    The catalog's titles that are shared, missing, suspicious, or begin another; how many tokens titles, examples and
+    test prompts take; what a context cuts off; three filled-in prompts, the shortest, the median and the longest: of
     test sessions, or for variants whose answers are made (lists, clusters) of the training examples; what the checks
     found, memory and time of the training, and what to change. Raises the errors that `finetune` and `recommend` would
     raise for this template, tokenizer and context.
@@ -146,5 +147,6 @@ def _titles(data: Dataset, prompter: Prompter) -> str:
         f"{len(texts):,} items: {shared:,} share an earlier one's title (told apart by popularity), {missing:,} have "
         f"none (written as their id), {begin:,} titles begin another; all stay reachable.\n"
         f"The longest title, {int(titles.lengths[longest]):,} tokens, is that of item "
-        f"{data.catalog.ids[longest]}: every prompt leaves room for it."
+        f"{data.catalog.ids[longest]}: every prompt leaves room for it.\n"
+        + describe(data.catalog.ids, data.catalog.titles)
     )

@@ -29,6 +29,7 @@ from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.readers import open_source
 from seqrec_prompt.data.sessions import Holdout, Sessions, Split
 from seqrec_prompt.errors import DataError
+from seqrec_prompt.locks import locked
 from seqrec_prompt.prompting.grounding import REJECTED, Grounder, entries
 
 
@@ -47,6 +48,7 @@ class DistillConfig(Config):
     overwrite: bool = Field(False, description="replace data made with other settings")
 
 
+@locked
 def distill(config: DistillConfig) -> Path:
     """Write the data directory; returns it. Raises DataError when answers fit no train session or name no item."""
     refuse_inputs_inside(config.out, {"data": config.data, "answers": config.answers})

@@ -24,6 +24,7 @@ from seqrec_prompt.config import Config
 from seqrec_prompt.data.sessions import Split
 from seqrec_prompt.data.splits import validation_part
 from seqrec_prompt.errors import ConfigError, DataError
+from seqrec_prompt.locks import locked
 from seqrec_prompt.recommenders.embedding_neighbors import EmbeddingNeighborsConfig
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 from seqrec_prompt.recommenders.settings import SECTIONS, BlendConfig, NeighborsConfig, SwitchConfig
@@ -118,6 +119,7 @@ class FitConfig(Config):
         return {name: value for name, value in self.resolved().items() if name not in others}
 
 
+@locked
 def fit(config: FitConfig) -> Path:
     """Fit `config.recommender` and write it to `config.out`; returns that directory.
 

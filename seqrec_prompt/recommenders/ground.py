@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from seqrec_prompt.artifacts import hash_file, is_done, manifest
 from seqrec_prompt.config import Config
 from seqrec_prompt.errors import DataError
+from seqrec_prompt.locks import locked
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
@@ -65,6 +66,7 @@ class GroundConfig(Config):
         return self
 
 
+@locked
 def ground(config: GroundConfig) -> Path:
     """Write the items that answers name, each once a session, with how it was found; returns the Parquet file.
 

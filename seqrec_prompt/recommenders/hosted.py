@@ -16,6 +16,7 @@ from seqrec_prompt.artifacts import Journal, atomic_file, is_done, manifest, rea
 from seqrec_prompt.engines.pricing import MILLION, HostedConfig, Quote, approve, quote
 from seqrec_prompt.errors import ConfigError, HostedError
 from seqrec_prompt.finetuning.chat import fitting, require_question
+from seqrec_prompt.locks import lock
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ def generate(config: HostedGenerateConfig) -> Path:
     """
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.engines.answers import answered, collect_batches
-    from seqrec_prompt.engines.jobs import alone
     from seqrec_prompt.engines.openai import Pace, Service
     from seqrec_prompt.recommenders.files import read_file_manifest
 
@@ -98,7 +98,7 @@ def generate(config: HostedGenerateConfig) -> Path:
         print(f"already generated: {config.out}")
         return config.out
     requests = _requests(config, data, model, template)
-    with alone(config.out.with_name(config.out.name + ".lock")):
+    with lock(config.out):
         journal = Journal(config.out.with_name(config.out.name + ".journal"), wanted, overwrite=config.overwrite)
         missing: list[Request] = []
         try:

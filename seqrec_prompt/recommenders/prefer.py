@@ -14,6 +14,7 @@ from pydantic import Field
 from seqrec_prompt.artifacts import hash_file, manifest, refuse_inputs_inside
 from seqrec_prompt.errors import ConfigError, DataError, ModelError
 from seqrec_prompt.finetuning.training import TrainingConfig, losses, require_reporter, run
+from seqrec_prompt.locks import locked
 from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import places
 
@@ -38,6 +39,7 @@ class PreferConfig(TrainingConfig):
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate (AdamW)")
 
 
+@locked
 def prefer(config: PreferConfig) -> Path:
     """Train an adapter on by direct preference optimisation (Rafailov et al., 2023); returns its directory.
 

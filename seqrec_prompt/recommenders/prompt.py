@@ -12,6 +12,7 @@ from seqrec_prompt.decoding.eligible import Filters
 from seqrec_prompt.decoding.frontier import FloatArray
 from seqrec_prompt.decoding.search import Found, PrefixScorer, Scoring, score_catalog, search
 from seqrec_prompt.decoding.trie import CatalogTrie
+from seqrec_prompt.errors import ModelError, is_out_of_memory
 from seqrec_prompt.prompting.templates import Prompter
 from seqrec_prompt.ragged import IntArray
 from seqrec_prompt.recommenders.base import Recommendations
@@ -73,11 +74,21 @@ class LLMSeqPrompt:
         return Recommendations.concatenate(list(self.batches(sessions, k, exclude_seen=exclude_seen)))
 
     def batches(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Iterator[Recommendations]:
-        """Yield the lists of `batch_size` sessions after the other."""
-        for start in range(0, len(sessions), self.batch_size):
+        """Yield the lists of `batch_size` sessions after the other; of half as many once memory runs out."""
+        start = 0
+        while start < len(sessions):
             part = sessions.take(np.arange(start, min(start + self.batch_size, len(sessions))))
-            prompts, found = self._decode(part, k, self.rules.filters(part, exclude_seen=exclude_seen))
+            filters = self.rules.filters(part, exclude_seen=exclude_seen)
+            try:
+                prompts, found = self._decode(part, k, filters)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.batch_size = _fewer(part)
+                print(f"out of memory with {len(part)} sessions at once: going on with {self.batch_size}")
+                continue
             self.effort.add(sum(map(len, prompts)), found)
+            start += len(part)
             yield Recommendations(
                 part.ids, found.offsets, found.items, found.scores, found.certified, found.gap, "constrained",
                 found.outside,
@@ -91,6 +102,16 @@ class LLMSeqPrompt:
             budget=self.budget, shared=len(self.prompter.head),
         )  # fmt: skip
         return prompts, found
+
+
+def _fewer(sessions: Sessions) -> int:
+    """Half as many sessions as did not fit the memory."""
+    if len(sessions) == 1:
+        raise ModelError(
+            f"Out of memory on one session, '{sessions.ids[0]}'. Shorten its prompt with --context, lower --budget, or "
+            "take a --dtype of half the size."
+        )
+    return len(sessions) // 2
 
 
 def log_prior(engine: PrefixScorer, prompter: Prompter, trie: CatalogTrie, scoring: Scoring) -> FloatArray:

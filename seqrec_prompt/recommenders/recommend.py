@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from seqrec_prompt.artifacts import Journal, hash_file, hash_json, is_done, mani
 from seqrec_prompt.config import Config
 from seqrec_prompt.console import progress
 from seqrec_prompt.errors import ConfigError
+from seqrec_prompt.locks import locked
 from seqrec_prompt.prompting.templates import TemplateConfig
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from seqrec_prompt.recommenders.base import Recommendations
 
 FILTERS = ("deny", "allow", "out_of_stock")
+WINDOW = 64  # sessions sorted by length, so that like ones are decoded together
 BLOCK = 1024  # sessions that a recommender without an LLM answers between two looks at the clock
-CHUNK = 64  # sessions between two writes of the journal: the most that a stopped run has to repeat
 # Settings that mean something to every recommender; the others are the LLM's.
 SHARED = ("data", "out", "recommender", "part", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
 
@@ -83,6 +85,7 @@ class RecommendConfig(Config):
         return self
 
 
+@locked
 def recommend(config: RecommendConfig) -> Path:
     """Recommend k items for every session of a part; returns the Parquet file.
 
@@ -184,68 +187,83 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
     from seqrec_prompt.recommenders.variants import build_recommender
 
     sessions = _drawn(config, data)
-    done = sum(len(record["sessions"]) for record in journal.records())
-    if done:
-        print(f"going on: {done:,}/{len(sessions):,} sessions are done")
+    done = np.zeros(len(sessions), np.bool_)
+    for record in journal.records():
+        done[record["positions"]] = True
+    n_done = int(done.sum())
+    if n_done:
+        print(f"going on: {n_done:,}/{len(sessions):,} sessions are done")
     started = time.monotonic()
     recommender = None
-    with progress(len(sessions), "recommend", "sessions", done) as bar:
-        for start in range(done, len(sessions), CHUNK):
+    with progress(len(sessions), "recommend", "sessions", n_done) as bar:
+        for start in range(0, len(sessions), WINDOW):
+            window = np.arange(start, min(start + WINDOW, len(sessions)))
+            # Sessions of like length are decoded together, so little is padded; the file keeps the data's order.
+            left = window[np.argsort(sessions.lengths[window], kind="stable")]
+            left = left[~done[left]]
+            if not len(left):
+                continue
             if recommender is None:
                 recommender = build_recommender(config, data, template)
                 started = time.monotonic()
-            part = sessions.take(np.arange(start, min(start + CHUNK, len(sessions))))
-            # Sessions of like length are decoded together, so little is padded; the file keeps the data's order.
-            order = np.argsort(part.lengths, kind="stable")
-            lists = []
-            for batch in recommender.batches(part.take(order), config.k, exclude_seen=config.exclude_seen):
-                lists.append(batch)
+            for batch in recommender.batches(sessions.take(left), config.k, exclude_seen=config.exclude_seen):
+                journal.append(_record(batch, left[: len(batch)]))
+                left = left[len(batch) :]
                 bar.update(len(batch))
-            journal.append(_record(lists, np.argsort(order)))
     seconds = time.monotonic() - started
-    fresh = len(sessions) - done
+    fresh = len(sessions) - n_done
     facts: dict[str, Any] = {"sessions": len(sessions), "part_sessions": len(data.split.cases(config.part))}
     if recommender is not None:
         facts |= {"seconds_a_session": seconds / fresh, **recommender.effort.means()}
     return facts
 
 
-def _record(lists: list[Recommendations], order: Any) -> dict[str, Any]:
-    """One journal record: the lists of a chunk in the order of the data."""
+def _record(lists: Recommendations, positions: Any) -> dict[str, Any]:
+    """One journal record: the lists of a batch, and where their sessions stand in the data."""
     import numpy as np
 
-    from seqrec_prompt.recommenders.base import Recommendations
-
-    merged = Recommendations.concatenate(lists).take(order)
-    scores = np.split(merged.scores, merged.offsets[1:-1])
+    scores = np.split(lists.scores, lists.offsets[1:-1])
     return {
-        "sessions": merged.session_ids.tolist(),
-        "items": [items.tolist() for items in merged],
+        "positions": positions.tolist(),
+        "sessions": lists.session_ids.tolist(),
+        "items": [items.tolist() for items in lists],
         "scores": [part.tolist() for part in scores],
-        "certified": merged.certified.tolist(),
-        "gap": merged.gap.tolist(),
-        "outside": [] if merged.outside is None else merged.outside.tolist(),
+        "certified": lists.certified.tolist(),
+        "gap": lists.gap.tolist(),
+        "outside": [] if lists.outside is None else lists.outside.tolist(),
     }
 
 
 def _read(journal: Journal) -> Iterator[Recommendations]:
+    """The lists in the order of the data, a window's at a time: no two windows mix in the journal."""
+    import numpy as np
+
+    from seqrec_prompt.recommenders.base import Recommendations
+
+    for _, records in groupby(journal.records(), lambda record: record["positions"][0] // WINDOW):
+        batches, positions = [], []
+        for record in records:
+            batches.append(_lists(record))
+            positions += record["positions"]
+        yield Recommendations.concatenate(batches).take(np.argsort(positions))
+
+
+def _lists(record: dict[str, Any]) -> Recommendations:
     import numpy as np
 
     from seqrec_prompt.ragged import offsets_of
     from seqrec_prompt.recommenders.base import Recommendations
 
-    for record in journal.records():
-        lengths = [len(items) for items in record["items"]]
-        yield Recommendations(
-            np.array(record["sessions"], dtype=object),
-            offsets_of(lengths),
-            np.array([item for items in record["items"] for item in items], np.int32),
-            np.array([score for scores in record["scores"] for score in scores], np.float64),
-            np.array(record["certified"], np.bool_),
-            np.array(record["gap"], np.float64),
-            "constrained",
-            np.array(record["outside"], np.float64),
-        )
+    return Recommendations(
+        np.array(record["sessions"], dtype=object),
+        offsets_of([len(items) for items in record["items"]]),
+        np.array([item for items in record["items"] for item in items], np.int32),
+        np.array([score for scores in record["scores"] for score in scores], np.float64),
+        np.array(record["certified"], np.bool_),
+        np.array(record["gap"], np.float64),
+        "constrained",
+        np.array(record["outside"], np.float64),
+    )
 
 
 def _summary(config: RecommendConfig, facts: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from seqrec_prompt.artifacts import MANIFEST, hash_file, is_done, manifest, peek_manifest, write_json, write_text
 from seqrec_prompt.config import Config, load
 from seqrec_prompt.errors import ConfigError, DataError, MissingExtraError, SeqrecError
+from seqrec_prompt.locks import locked
 from seqrec_prompt.recommenders.fit import FitConfig, build
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def read_space(name: str) -> Space:
         raise ConfigError(f"{file}: '{where}': {first['msg']}") from None
 
 
+@locked
 def tune(config: TuneConfig) -> Path:
     """Search for the settings with the best mean NDCG@20 over the folds; returns the directory.
 

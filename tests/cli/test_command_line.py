@@ -1,12 +1,14 @@
 """The command line as a person meets it: help, mistakes, exit codes, never a traceback."""
 
 import importlib.util
+import resource
 import signal
 import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
+import torch
 
 from seqrec_prompt import cli
 from seqrec_prompt.cli import VERBS, main
@@ -138,6 +140,45 @@ def test_what_the_system_refuses_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", full)
     assert run("evaluate", "--data", "x", "--out", "y", "--recommendations", "z") == cli.EXIT_ERROR
     assert capsys.readouterr().err == "error: runs/out: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "error: evaluate: out of memory. Read less at once: see --batch-size in --help"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried …"), "error: evaluate: out of memory. Read less at once: "),
+    ],
+)
+def test_memory_that_ran_out_is_one_line(capsys, monkeypatch, error, told):
+    from seqrec_prompt.evaluation import evaluate
+
+    def full(config):
+        raise error
+
+    monkeypatch.setattr(evaluate, "evaluate", full)
+    assert run("evaluate", "--data", "x", "--out", "y", "--recommendations", "z") == cli.EXIT_ERROR
+    assert capsys.readouterr().err.startswith(told)
+
+
+@pytest.mark.parametrize("library", ["safetensors", "torch"])
+def test_a_library_that_cannot_write_is_one_line(capsys, monkeypatch, tmp_path, library):
+    """Both meet a real limit of the kernel, which they tell in words of their own."""
+    from safetensors.torch import save_file
+
+    from seqrec_prompt.evaluation import evaluate
+
+    def write(config):
+        save = save_file if library == "safetensors" else torch.save
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            save({"a": torch.zeros(100_000)}, tmp_path / "file")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(evaluate, "evaluate", write)
+    assert run("evaluate", "--data", "x", "--out", "y", "--recommendations", "z") == cli.EXIT_ERROR
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch):

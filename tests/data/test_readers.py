@@ -10,6 +10,7 @@ import pytest
 from seqrec_prompt.data.readers import open_source
 from seqrec_prompt.errors import DataError
 
+COUNTING = pa.proxy_memory_pool(pa.default_memory_pool())  # must outlive what was made in it
 HEADER = ("session_id", "item_id", "timestamp", "title")
 ROWS = [
     ("17850", "007", "1318896000", "Rose"),
@@ -204,3 +205,20 @@ def test_a_dataset_that_is_not_there_is_told_in_the_words_of_the_library(tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: the datasets library says"):
         open_source("empty")
+
+
+def test_a_cell_costs_a_code_and_not_its_text(tmp_path, monkeypatch):
+    """80 MB of text in two columns, a hundred cells over and over: Arrow never holds a fourth of it."""
+    path, n = tmp_path / "log.csv", 200_000
+    cells = [f"{i:03d}" * 66 for i in range(100)]
+    path.write_text("a,b\n" + "".join(f"{cells[i % 100]},{cells[i % 99]}\n" for i in range(n)))
+    assert path.stat().st_size > 79e6
+    monkeypatch.setattr("seqrec_prompt.data.readers._BLOCK_BYTES", 1 << 20)
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pool := COUNTING)
+    try:
+        table = open_source(str(path)).read(["a", "b"])
+    finally:
+        pa.set_memory_pool(usual)
+    assert pool.max_memory() < 20e6
+    assert [column[n - 1].as_py() for column in table.columns.values()] == [cells[(n - 1) % 100], cells[(n - 1) % 99]]

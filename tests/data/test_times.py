@@ -70,3 +70,12 @@ def test_the_minority_unit_is_odd():
 
 def test_an_empty_column():
     assert len(parse_times(pa.array([], pa.large_string())).seconds) == 0
+
+
+@given(st.lists(st.text("0123456789.eE+-naif xX_", max_size=8), min_size=1, max_size=5))
+def test_a_column_of_numbers_is_read_as_its_cells_are_one_by_one(cells):
+    """Columns of numbers alone take another way, through Arrow's parser; a date beside them forces Python's."""
+    together = parse_times(pa.array(cells, pa.large_string()), "s")
+    apart = parse_times(pa.array([*cells, "2011-10-18"], pa.large_string()), "s")
+    np.testing.assert_array_equal(together.seconds, apart.seconds[:-1])
+    np.testing.assert_array_equal(together.bad, apart.bad[:-1])

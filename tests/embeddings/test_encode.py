@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from seqrec_prompt.artifacts import Journal, manifest
 from seqrec_prompt.data.catalog import Catalog
-from seqrec_prompt.embeddings import encode as module
 from seqrec_prompt.embeddings.encode import batches, encode, fit_texts
 from seqrec_prompt.errors import ModelError, TemplateError
 
@@ -85,7 +84,6 @@ def test_a_text_longer_than_a_batch_is_read_alone(journal_of):
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(journal_of, tmp_path, monkeypatch, torn, capsys):
-    monkeypatch.setattr(module, "BLOCK", 8)
     stopped = Words(stop_after=7)
     with pytest.raises(KeyboardInterrupt):
         run(stopped, journal_of(), batch_tokens=12)
@@ -102,7 +100,6 @@ def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(journal_of, tmp_pat
 
 
 def test_no_digit_is_lost_on_the_way_through_the_journal(journal_of, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 8)
     rows = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 
     class Random(Words):
@@ -116,7 +113,6 @@ def test_no_digit_is_lost_on_the_way_through_the_journal(journal_of, monkeypatch
 
 
 def test_a_vector_that_is_not_finite_stops_and_names_the_item(journal_of, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 8)
     broken = TEXTS[5]
     with pytest.raises(ModelError, match=r"vector of item 'id-5' \(text '.*t5'\) is not finite"):
         run(Words(broken=broken), journal_of())

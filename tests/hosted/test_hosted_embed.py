@@ -5,7 +5,6 @@ import pytest
 from fake import count, vector_of
 
 from seqrec_prompt.artifacts import peek_manifest
-from seqrec_prompt.embeddings import encode as blocks
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.engines.embed import EmbedConfig, embed
 from seqrec_prompt.errors import ArtifactError, CostError, HostedError
@@ -36,16 +35,15 @@ def test_the_quote_is_the_bill_and_each_item_has_its_vector(config_of, fake, cat
     assert fake.bill["tiny-chat", "input"] == bill
 
 
-def test_a_stopped_run_quotes_and_pays_for_the_rest_only(config_of, fake, catalog, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 7)
-    config = config_of(batch_tokens=100)
+def test_a_stopped_run_quotes_and_pays_for_the_rest_only(config_of, fake, catalog):
+    config = config_of(batch_tokens=40)
     fake.fault("POST", "/embeddings", "status", 500, "Oops.")
     answer = fake.embed
     asked = []
 
     def closing(body):
         asked.append(body)
-        if len(asked) == 9:  # in the middle of a block
+        if len(asked) == 9:  # in the middle of the run
             fake.fault("POST", "/embeddings", "status", 403, "Your account was closed.")
         return answer(body)
 

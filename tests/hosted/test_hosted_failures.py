@@ -15,6 +15,7 @@ from seqrec_prompt.engines import jobs as engine_jobs
 from seqrec_prompt.errors import ArtifactError, ConfigError, HostedError
 from seqrec_prompt.finetuning.attach import AttachConfig, attach
 from seqrec_prompt.finetuning.hosted import finetune
+from seqrec_prompt.locks import lock
 
 JOBS = "/fine_tuning/jobs"
 
@@ -215,6 +216,6 @@ def test_what_the_service_refuses_is_told_in_its_words(finetune_config, fake):
 
 def test_two_processes_do_not_pay_at_once(finetune_config, fake):
     config = finetune_config()
-    with engine_jobs.alone(config.out.with_name("tuned.lock")), pytest.raises(ArtifactError, match="another process"):
+    with lock(config.out), pytest.raises(ArtifactError, match="another process"):
         finetune(config)
     assert fake.log == []

@@ -234,7 +234,7 @@ def test_a_sample_of_sessions_is_drawn_with_the_seed(config_of, data):
     assert_same_rows(more.out, whole.out)
 
 
-def stop_in_chunk(monkeypatch, number, calls):
+def stop_in_window(monkeypatch, number, calls):
     real = LLMSeqPrompt.batches
 
     def batches(self, sessions, *args, **kwargs):
@@ -251,9 +251,9 @@ def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(config_of, tmp_path
     recommend(unbroken := config_of("unbroken.parquet"))
     config, calls = config_of("stopped.parquet"), []
     journal = tmp_path / "stopped.parquet.journal"
-    monkeypatch.setattr(verb, "CHUNK", 5)
+    monkeypatch.setattr(verb, "WINDOW", 5)
     with monkeypatch.context() as patch:
-        stop_in_chunk(patch, 2, calls)
+        stop_in_window(patch, 2, calls)
         with pytest.raises(KeyboardInterrupt):
             recommend(config)
     assert calls == [5, 5]
@@ -263,9 +263,9 @@ def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(config_of, tmp_path
         recommend(config_of("stopped.parquet", k=6))
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        stop_in_chunk(patch, 99, calls)
+        stop_in_window(patch, 99, calls)
         recommend(config)
-    assert calls == [5, 5, 5, 2]  # the first chunk was not decoded again
+    assert calls == [5, 5, 5, 2]  # the first window was not decoded again
     assert "going on: 5/12 sessions are done" in capsys.readouterr().out
     assert_same_rows(config.out, unbroken.out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped.parquet", "unbroken.parquet"]

@@ -128,7 +128,7 @@ def test_every_variant_goes_from_training_to_a_table(
 def test_batches_and_stops_change_nothing(config_of, monkeypatch, name):
     one, many = config_of(name, batch_size=1), config_of(name, out="many.parquet", batch_size=12)
     recommend(one)
-    monkeypatch.setattr("seqrec_prompt.recommenders.recommend.CHUNK", 5)
+    monkeypatch.setattr("seqrec_prompt.recommenders.recommend.WINDOW", 5)
     append = Journal.append
 
     def stop_after_one(journal, *records):
