@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from seqrec_prompt.errors import ConfigError
 
 C = TypeVar("C", bound="Config")
-LONGEST_METAVAR = 80  # choices that take more room move from the flag to its explanation, which is wrapped
+LONGEST_METAVAR = 64  # choices that take more room move from the flag to its explanation, which is wrapped
 
 
 class Config(BaseModel):
@@ -238,10 +238,11 @@ def _explain(cls: type[Config], error: Any) -> str:
 
 
 def _unknown(key: str, known: typing.Iterable[str]) -> str:
-    known = list(known)
+    names = {name.lstrip("-"): name for name in known}  # dashes that all flags share make none of them alike
+    word = key.lstrip("-")
     # A key at the wrong level first, then a misspelt one.
-    near = [name for name in known if name.lstrip("-").split(".")[-1] == key.lstrip("-")]
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = [name for name in names if name.split(".")[-1] == word]
+    near = [names[name] for name in near or difflib.get_close_matches(word, names, n=1, cutoff=0.5)]
     return f"unknown setting '{key}'" + (f": did you mean '{near[0]}'?" if near else "; see --help")
 
 
