@@ -58,7 +58,13 @@ def write_page(out: Path) -> None:
         "SmolLM2's own), float32 on a CPU. `renormalised`: softmax over what the catalog allows; `joint`: every token "
         "of a title counted. Compare times within a table only.",
     ]
-    for part, write in (("speed", _speed), ("peers", _peers), ("vocabulary", _speed), ("scale", _scale)):
+    for part, write in (
+        ("speed", _speed),
+        ("proof", _proof),
+        ("peers", _peers),
+        ("vocabulary", _speed),
+        ("scale", _scale),
+    ):
         if part in found:
             result = found[part]
             lines += ["", f"## {TITLES[part]}", "", *write(result)]
@@ -70,6 +76,7 @@ def write_page(out: Path) -> None:
 
 TITLES = {
     "speed": "Speed and proof",
+    "proof": "All test sessions",
     "peers": "Against peers, eight sessions",
     "vocabulary": "A vocabulary of 151,936",
     "scale": "From twelve thousand titles to a million",
@@ -105,6 +112,18 @@ def _speed(result: dict[str, Any]) -> list[str]:
     if "catalog" in result:
         note = f"{result['catalog']}. {note}"
     return [note, "Constraint: share of the time outside the model's body and LM head.", "", *table(head, rows)]
+
+
+def _proof(result: dict[str, Any]) -> list[str]:
+    settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items())
+    head = ["sessions", "lists of 20", "certified", "items twice in a list", "rounds", "tree tokens"]
+    counts = [f"{result[name]:,}" for name in ("full", "certified", "duplicates")]
+    means = [f"{result['facts']['rounds']:.1f}", f"{result['facts']['tree_tokens']:.0f}"]
+    return [
+        f"`recommend` for {result['sessions']:,} of {result['of']:,} test sessions ({settings}).",
+        "",
+        *table(head, [[f"{result['sessions']:,}", *counts, *means]]),
+    ]
 
 
 def _peers(result: dict[str, Any]) -> list[str]:

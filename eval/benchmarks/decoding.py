@@ -1,10 +1,12 @@
 """Constrained decoding against its peers, in one run: seconds a session, what is valid, what is proved.
 
 python eval/benchmarks/decoding.py speed peers vocabulary --data runs/beauty/data --out eval/results/decoding
+python eval/benchmarks/decoding.py proof --lists runs/beauty/all.parquet --data runs/beauty/data
 python eval/benchmarks/decoding.py page --out eval/results/decoding
 
-Each part writes one JSON file into --out; `page` writes decoding.md from what is there. Times are wall clock on the
-machine the page names; compare them within a page only.
+`proof` reads what `recommend` wrote for all test sessions: the share of lists that are certified. Each part writes one
+JSON file into --out; `page` writes decoding.md from what is there. Times are wall clock on the machine the page names;
+compare them within a page only.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from seqrec_prompt.decoding.search import Scoring, search
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import IntArray
+from seqrec_prompt.recommenders import files
 
 K = 20
 LARGE_VOCABULARY = 151_936
 PEER_SETTINGS = ("limit", "peers")
+SETTINGS = {"peers": PEER_SETTINGS, "proof": ("lists",)}
 PEERS = ("llguidance", "xgrammar", "sample", "beam-alone", "beam")
 
 
@@ -176,7 +180,27 @@ def against_peers(given: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-PARTS = {"speed": speed, "peers": against_peers, "vocabulary": vocabulary}
+def proof(given: argparse.Namespace) -> dict[str, Any]:
+    """What `recommend` wrote for the test sessions: how many lists are full, real, distinct and certified."""
+    data = Dataset.load(given.data)
+    file = files.read(given.lists, data.catalog)
+    lists, made = file.lists, file.manifest
+    lengths = np.diff(lists.offsets)
+    positions = np.repeat(np.arange(len(lists)), lengths)
+    distinct = len(np.unique(positions * len(data.catalog) + lists.items))
+    settings = ("model", "adapter", "dtype", "scoring", "budget", "batch_size", "exclude_seen")
+    return {
+        "sessions": len(lists),
+        "of": len(data.split.test),
+        "full": int((lengths == made["config"]["k"]).sum()),
+        "certified": int(lists.certified.sum()),
+        "duplicates": len(lists.items) - distinct,
+        "facts": made["facts"],
+        "settings": {name: made["config"][name] for name in settings},
+    }
+
+
+PARTS = {"speed": speed, "peers": against_peers, "vocabulary": vocabulary, "proof": proof}
 
 
 def main() -> None:
@@ -187,6 +211,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="hub name, directory, or 'smollm2'")
     parser.add_argument("--adapter", type=Path, help="adapter made by 'finetune'")
     parser.add_argument("--out", type=Path, default=Path("eval/results/decoding"), help="directory of the results")
+    parser.add_argument("--lists", type=Path, help="Parquet file made by 'recommend', for 'proof'")
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a peer is stopped")
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="which peers")
     parser.add_argument("--seed", type=int, default=0, help="draws the sessions")
@@ -194,9 +219,7 @@ def main() -> None:
     for part in given.parts:
         if part != "page":
             found = PARTS[part](given)
-            write_json(
-                given.out / f"{part}.json", found | stamp(given, part, *(PEER_SETTINGS if part == "peers" else ()))
-            )
+            write_json(given.out / f"{part}.json", found | stamp(given, part, *SETTINGS.get(part, ())))
             print(f"wrote {given.out / part}.json", flush=True)
     write_page(given.out)
 
