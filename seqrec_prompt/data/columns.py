@@ -112,7 +112,7 @@ def look(interactions: Source, items: Source | None, found: Found) -> Facts:
         ties = float(tied.sum() / max(same_session.sum(), 1))
     capitals, no_title, n_items = 0.0, 1.0, len(np.unique(codes))
     if found.title:
-        titles = (items.read([found.title]) if items else table).columns[found.title]
+        titles = (items.read([found.title]) if items else table).columns[found.title].dictionary_decode()
         filled = titles.filter(pc.not_equal(pc.utf8_trim_whitespace(titles), ""))
         no_title = 1 - len(filled) / max(len(titles), 1)
         capitals = _share(pc.equal(filled, pc.utf8_upper(filled)))

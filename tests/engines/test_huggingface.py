@@ -316,7 +316,7 @@ def test_a_directory_without_weights_has_no_hash(tiny_model, tmp_path):
 
 
 def test_loading_what_is_no_adapter_is_an_error(tiny_model, tmp_path):
-    with pytest.raises(ModelError, match=r"adapter_config\.json"):
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors"):
         HuggingFaceEngine.load(str(tiny_model), adapter=tmp_path)
 
 

@@ -149,8 +149,7 @@ def launch(processes, config, out):
 
 def test_two_processes_train_as_one(dataset_dir, tmp_path):
     config = settings(dataset_dir, tmp_path, "bert4rec", sequential={"dropout": 0, "batch_size": 9, "clip_norm": 1.0})
-    settings_of_both = {**config.resolved(), "neighbors": None, "similarity": None}
-    both = {name: value for name, value in settings_of_both.items() if value is not None}
+    both = {name: value for name, value in config.used().items() if value is not None}
     one, two = tmp_path / "one", tmp_path / "two"
     fit(config.model_copy(update={"out": one}))
     assert launch(2, both, two).count("fitted: ") == 1, "only one process speaks and writes"
