@@ -21,7 +21,7 @@ def stamp(given: argparse.Namespace, part: str, *more: str) -> dict[str, Any]:
     for name in ("model", "adapter", *more, "seed"):
         value = getattr(given, name, None)
         if value is not None:
-            words += [f"--{name}", *(value if isinstance(value, (list, tuple)) else [str(value)])]
+            words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, (list, tuple)) else [str(value)])]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {
         "command": " ".join(words),
