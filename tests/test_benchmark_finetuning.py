@@ -4,12 +4,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-
-from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.ragged import offsets_of
 
 FILE = Path(__file__).parents[1] / "eval" / "benchmarks" / "finetuning.py"
 
@@ -22,18 +18,6 @@ def benchmark():
     spec.loader.exec_module(module)
     sys.path.remove(str(FILE.parent))
     return module
-
-
-def sessions_of(lists: list[list[int]]) -> Sessions:
-    ids = np.array([f"s{i}" for i in range(len(lists))])
-    return Sessions(ids, offsets_of([len(items) for items in lists]), np.concatenate(lists).astype(np.int32))
-
-
-def test_every_prefix_of_two_items_or_more_becomes_a_session(benchmark):
-    found = benchmark.expanded(sessions_of([[7, 8, 9], [5], [1, 2], [3, 3, 3, 4]]))
-    wanted = [[7, 8], [7, 8, 9], [1, 2], [3, 3], [3, 3, 3], [3, 3, 3, 4]]
-    assert [items.tolist() for items in found] == wanted
-    assert len(set(found.ids.tolist())) == len(wanted)
 
 
 @pytest.mark.parametrize(("last", "targets"), [(True, 2), (False, 1 + 3)])

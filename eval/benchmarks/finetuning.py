@@ -26,14 +26,12 @@ from transformers import TrainerCallback
 
 from seqrec_prompt.artifacts import read_manifest, write_json, write_text
 from seqrec_prompt.data.dataset import Dataset
-from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.engines.models import load_tokenizer
 from seqrec_prompt.evaluation.evaluate import EvaluateConfig, evaluate
 from seqrec_prompt.finetuning.examples import windows
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.finetuning.setup import build_trainer
 from seqrec_prompt.prompting.templates import compile_template
-from seqrec_prompt.ragged import offsets_of, ranges
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 
 OBJECTIVES = ("last_item", "all_items", "catalog")
@@ -81,15 +79,6 @@ class Counted:
         return batch
 
 
-def expanded(sessions: Sessions) -> Sessions:
-    """Every prefix of two items or more, as a session of its own."""
-    first = sessions.offsets[:-1][sessions.rows]
-    stop = np.flatnonzero(np.arange(len(sessions.items)) > first) + 1
-    begin = first[stop - 1]
-    lengths = stop - begin
-    return Sessions(np.arange(len(lengths)).astype(str), offsets_of(lengths), sessions.items[ranges(begin, lengths)])
-
-
 def speed(given: argparse.Namespace) -> dict[str, Any]:
     """Targets and tokens a second of each objective, over examples from the same windows."""
     data, rows = Dataset.load(given.data), []
@@ -121,7 +110,7 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
 
 def _over_prefixes(data: Dataset, config: FinetuneConfig) -> Dataset:
     prompter = compile_template(config.template, data.catalog, load_tokenizer(config.model))
-    cut = expanded(windows(data.split.train, prompter, config.context, "all_items"))
+    cut = windows(data.split.train, prompter, config.context, "all_items").prefixes()
     return dataclasses.replace(data, split=dataclasses.replace(data.split, train=cut))
 
 

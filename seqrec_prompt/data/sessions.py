@@ -67,6 +67,12 @@ class Sessions:
         """Keep items start[i]..stop[i]-1 of each session i; both (n,), counted from its first item."""
         return self._gather(np.arange(len(self)), self.offsets[:-1] + start, stop - start)
 
+    def prefixes(self) -> Sessions:
+        """Every beginning of two items or more, as a session of the same id."""
+        first = self.offsets[:-1][self.rows]
+        stop = np.flatnonzero(np.arange(len(self.items)) > first) + 1
+        return self._gather(self.rows[stop - 1], first[stop - 1], stop - first[stop - 1])
+
     def last(self, n: int) -> Sessions:
         """Keep the last `n` items of each session."""
         return self.slice_items(np.maximum(self.lengths - n, 0), self.lengths)

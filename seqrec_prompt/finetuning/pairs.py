@@ -133,21 +133,11 @@ def build_pairs(
 
 
 def _cases(data: Dataset, config: PairsConfig) -> Holdout:
-    import numpy as np
-
-    from seqrec_prompt.data.sessions import Holdout, Sessions
-    from seqrec_prompt.ragged import offsets_of, ranges
+    from seqrec_prompt.data.sessions import Holdout
 
     if config.part == "test" or config.targets == "last":
         return data.split.cases(config.part)
-    train = data.split.train.take(data.split.train.lengths >= 2)
-    # Every entry but a session's first is a target; its prompt is what stands before it.
-    start = train.offsets[:-1][train.rows]
-    entry = np.flatnonzero(np.arange(len(train.items)) > start)
-    lengths = entry - start[entry]
-    offsets = offsets_of(lengths)
-    flat = ranges(start[entry], lengths)
-    return Holdout(Sessions(train.ids[train.rows[entry]], offsets, train.items[flat]), train.items[entry])
+    return Holdout.of_last_items(data.split.train.prefixes())
 
 
 def _harmless(line: str, tokenizer: Any) -> str:

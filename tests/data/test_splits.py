@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from seqrec_prompt.data import splits
 from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.errors import DataError
+from seqrec_prompt.ragged import offsets_of
 
 # Sessions as lists of (time, item), oldest first; few distinct values, so that ties and repeats abound.
 logs = st.lists(
@@ -221,3 +222,14 @@ def test_shuffle_ties_is_uniform_and_seeded():
     assert all(850 < count < 1150 for count in orders.values())  # 1000 expected, standard deviation 29
     assert as_dict(splits.shuffle_ties(sessions, 1)) == as_dict(splits.shuffle_ties(sessions, 1))
     assert as_dict(splits.shuffle_ties(sessions, 1)) != as_dict(splits.shuffle_ties(sessions, 2))
+
+
+def test_prefixes_are_every_beginning_of_two_items_or_more():
+    lists = [[7, 8, 9], [5], [], [1, 2], [3, 3, 3, 4]]
+    items = np.concatenate(lists).astype(np.int32)
+    times = np.arange(len(items), dtype=np.float64)
+    whole = Sessions(np.array(list("abcde")), offsets_of([len(one) for one in lists]), items, times)
+    found = whole.prefixes()
+    wanted = [("a", [7, 8]), ("a", [7, 8, 9]), ("d", [1, 2]), ("e", [3, 3]), ("e", [3, 3, 3]), ("e", [3, 3, 3, 4])]
+    assert list(zip(found.ids.tolist(), (one.tolist() for one in found), strict=True)) == wanted
+    assert found.times[:5].tolist() == [0, 1, 0, 1, 2]

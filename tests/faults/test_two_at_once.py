@@ -82,7 +82,7 @@ def test_where_nothing_can_be_written_a_finished_run_is_still_read(monkeypatch, 
 
     monkeypatch.setattr("seqrec_prompt.locks.os.open", refuse)
     with lock(tmp_path / "out"):
-        pass
+        assert content_of(tmp_path) == [], "no lock stands there, and none is asked for"
 
 
 CHANGES = {

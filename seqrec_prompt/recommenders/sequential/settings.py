@@ -79,7 +79,6 @@ class SequentialConfig(Config):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the matrix products while training: on a CPU those of the full softmax alone"
     )
-    compile: bool = Field(False, description="compile the encoder with torch.compile")
     seed: int = Field(0, ge=0, lt=2**32, description="start of the weights, order, dropout, masks and negatives")
 
     @model_validator(mode="after")

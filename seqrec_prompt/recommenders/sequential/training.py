@@ -130,8 +130,6 @@ def train(
     if len(sessions) < accelerator.num_processes:
         raise DataError([f"{len(sessions)} train sessions have two items or more: too few to train on"])
     model.to(accelerator.device)
-    if config.compile:
-        model.encoder.compile(dynamic=True)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
