@@ -80,7 +80,7 @@ VERBS = {
         "seqrec-prompt finetune --data runs/data --model smollm2 --max-steps 150 --out runs/adapter",
     ),
     "prefer": Verb(
-        "seqrec_prompt.recommenders.prefer",
+        "seqrec_prompt.recommenders.llm.prefer",
         "PreferConfig",
         "train an adapter on against what it recommends instead of what came (DPO)",
         "seqrec-prompt prefer --data runs/data --model smollm2 --adapter runs/adapter \\\n"
@@ -105,7 +105,7 @@ VERBS = {
         "seqrec-prompt tune --data runs/data --space sasrec --trials 50 --out runs/tuned",
     ),
     "ground": Verb(
-        "seqrec_prompt.recommenders.ground",
+        "seqrec_prompt.recommenders.llm.ground",
         "GroundConfig",
         "turn what any LLM answered, as text, into recommendations of real items",
         "seqrec-prompt ground --data runs/data --answers answers.csv --out runs/grounded.parquet",
@@ -143,14 +143,14 @@ VERBS = {
         positional="job",
     ),
     "hosted generate": Verb(
-        "seqrec_prompt.recommenders.hosted",
+        "seqrec_prompt.recommenders.llm.hosted",
         "HostedGenerateConfig",
         "ask a hosted model for the next item of every session, for 'ground' or 'distill'",
         "seqrec-prompt hosted generate --data runs/data --tuned runs/tuned --prices prices.yaml --n 20 \\\n"
         "      --out runs/answers.parquet",
     ),
     "distill": Verb(
-        "seqrec_prompt.recommenders.distill",
+        "seqrec_prompt.recommenders.llm.distill",
         "DistillConfig",
         "turn a teacher's answers to train sessions into data that 'finetune' learns from",
         "seqrec-prompt distill --data runs/data --answers runs/answers.parquet --out runs/distilled",

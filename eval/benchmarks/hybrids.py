@@ -24,11 +24,11 @@ from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.embeddings.reduce import ReduceConfig
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.recommenders.base import Recommender
-from seqrec_prompt.recommenders.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
 from seqrec_prompt.recommenders.hybrids import Blend, Switch
-from seqrec_prompt.recommenders.neighbors import VSKNN
+from seqrec_prompt.recommenders.nearest.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
+from seqrec_prompt.recommenders.nearest.neighbors import VSKNN
+from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SimilarityConfig
 from seqrec_prompt.recommenders.settings import BlendConfig, SwitchConfig
-from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 SHOWN = ("ndcg@10", "hr@10", "ndcg@20", "hr@20", "coverage@20")
 REDUCE = ReduceConfig(method="whiten_pca", dimensions=256)

@@ -26,7 +26,7 @@ from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.evaluation.metrics import evaluate_lists
 from seqrec_prompt.recommenders.base import Recommender
-from seqrec_prompt.recommenders.neighbors import SFSKNN, SKNN, SSKNN, VSKNN
+from seqrec_prompt.recommenders.nearest.neighbors import SFSKNN, SKNN, SSKNN, VSKNN
 from seqrec_prompt.recommenders.popularity import MostPopular
 from seqrec_prompt.recommenders.settings import NeighborsConfig
 

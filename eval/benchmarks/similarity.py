@@ -25,9 +25,9 @@ from _measure import commit, table
 
 from seqrec_prompt.artifacts import write_text
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.recommenders.cells import PROBES, Cells
-from seqrec_prompt.recommenders.nearest import BLOCK, ROWS
-from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
+from seqrec_prompt.recommenders.nearest.cells import PROBES, Cells
+from seqrec_prompt.recommenders.nearest.rows import BLOCK, ROWS
+from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SimilarityConfig
 
 SESSIONS, ITEMS, K = 4_469, 12_101, 20
 MANY, ASKED, CENTRES = 1_000_000, 1_000, 10_000

@@ -28,8 +28,8 @@ from seqrec_prompt.embeddings.reduce import ReduceConfig
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.recommenders.base import Recommender
 from seqrec_prompt.recommenders.hybrids import Blend
+from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SimilarityConfig
 from seqrec_prompt.recommenders.settings import BlendConfig
-from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 REDUCTIONS = [ReduceConfig(method="whiten_pca", dimensions=dimensions) for dimensions in (128, 256, 320)]
 WEIGHTINGS = ("harmonic", "log")

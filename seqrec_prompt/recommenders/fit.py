@@ -25,10 +25,10 @@ from seqrec_prompt.data.sessions import Split
 from seqrec_prompt.data.splits import validation_part
 from seqrec_prompt.errors import ConfigError, DataError
 from seqrec_prompt.locks import locked
-from seqrec_prompt.recommenders.embedding_neighbors import EmbeddingNeighborsConfig
+from seqrec_prompt.recommenders.nearest.embedding_neighbors import EmbeddingNeighborsConfig
+from seqrec_prompt.recommenders.nearest.similarity import SessionVectorConfig, SimilarityConfig
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 from seqrec_prompt.recommenders.settings import SECTIONS, BlendConfig, NeighborsConfig, SwitchConfig
-from seqrec_prompt.recommenders.similarity import SessionVectorConfig, SimilarityConfig
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset

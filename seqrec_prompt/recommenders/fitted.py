@@ -21,15 +21,15 @@ from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.embeddings.reduce import ARRAYS
 from seqrec_prompt.errors import ArtifactError
 from seqrec_prompt.recommenders.base import Fitted
-from seqrec_prompt.recommenders.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
 from seqrec_prompt.recommenders.hybrids import Blend, Switch
 from seqrec_prompt.recommenders.markov import TransitionCounts
-from seqrec_prompt.recommenders.neighbors import SFSKNN, SKNN, SSKNN, VSKNN
+from seqrec_prompt.recommenders.nearest.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
+from seqrec_prompt.recommenders.nearest.neighbors import SFSKNN, SKNN, SSKNN, VSKNN
+from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SimilarityConfig
 from seqrec_prompt.recommenders.popularity import MostPopular
 from seqrec_prompt.recommenders.sequential.recommender import BERT4Rec, GRU4Rec, SASRec, Sequential
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 from seqrec_prompt.recommenders.settings import SECTIONS, BlendConfig, HybridConfig, NeighborsConfig, SwitchConfig
-from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 PARTS = "parts"
 Kept = Fitted | LLMSeqSim | EmbeddingSKNN | Sequential | Blend | Switch

@@ -101,7 +101,7 @@ def recommend(config: RecommendConfig) -> Path:
 
     from seqrec_prompt.engines.models import model_hash
     from seqrec_prompt.prompting.cases import input_hashes
-    from seqrec_prompt.recommenders.variants import check_variant
+    from seqrec_prompt.recommenders.llm.variants import check_variant
 
     template, inputs = _template(config, model_hash(config.model, config.revision))
     inputs |= {"data": data.hash, "template": hash_json(template.resolved())}
@@ -184,7 +184,7 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
     """Append to the journal what it still lacks; returns figures about the whole run."""
     import numpy as np
 
-    from seqrec_prompt.recommenders.variants import build_recommender
+    from seqrec_prompt.recommenders.llm.variants import build_recommender
 
     sessions = _drawn(config, data)
     done = np.zeros(len(sessions), np.bool_)

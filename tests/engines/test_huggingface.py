@@ -17,7 +17,7 @@ from seqrec_prompt.engines.models import load_tokenizer, model_hash
 from seqrec_prompt.errors import ModelError
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 from seqrec_prompt.ragged import TokenLists
-from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
+from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt
 
 SESSIONS = [[0], [3, 1, 2], [], [9, 5], [12, 11, 8, 7, 6], [4] * 9, [20, 21], [29, 14, 15, 16]]
 

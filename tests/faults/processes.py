@@ -159,7 +159,7 @@ def _watch_batches(fault: Fault) -> None:
     import torch
 
     from seqrec_prompt.engines.embedder import CausalEmbedder
-    from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
+    from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt
 
     count = os.open(fault.decoded, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if fault.decoded else None
     for owner, name in ((LLMSeqPrompt, "_decode"), (CausalEmbedder, "embed")):

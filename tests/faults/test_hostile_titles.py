@@ -18,7 +18,7 @@ from seqrec_prompt.errors import DataError
 from seqrec_prompt.finetuning.validate import ValidateConfig, validate
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 from seqrec_prompt.recommenders.files import read
-from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
+from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 
 # Each with the sign that `validate` lists it under, if any.

@@ -8,7 +8,7 @@ import pytest
 from seqrec_prompt import cli
 from seqrec_prompt.errors import MissingExtraError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
-from seqrec_prompt.recommenders.prefer import PreferConfig, prefer
+from seqrec_prompt.recommenders.llm.prefer import PreferConfig, prefer
 
 
 @pytest.fixture

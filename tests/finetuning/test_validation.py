@@ -20,7 +20,7 @@ from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.finetuning.trainers import SessionTrainer
 from seqrec_prompt.finetuning.validation import Validation, ValidationConfig, hold_out
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
-from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
+from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from seqrec_prompt.engines import openai
 from seqrec_prompt.errors import ArtifactError, CostError, HostedError
 from seqrec_prompt.finetuning.hosted import HostedFinetuneConfig, finetune
 from seqrec_prompt.recommenders.files import read, read_file_manifest
-from seqrec_prompt.recommenders.ground import GroundConfig, ground
-from seqrec_prompt.recommenders.hosted import HostedGenerateConfig, generate
+from seqrec_prompt.recommenders.llm.ground import GroundConfig, ground
+from seqrec_prompt.recommenders.llm.hosted import HostedGenerateConfig, generate
 
 CHAT = "/chat/completions"
 
@@ -301,7 +301,7 @@ def test_a_server_of_ones_own_is_free_and_needs_no_key(config_of, echo, data, mo
 def test_distilled_sessions_are_learned_by_a_local_model(config_of, echo, data, tmp_path, tiny_model, capsys):
     from seqrec_prompt.finetuning.finetune import FinetuneConfig
     from seqrec_prompt.finetuning.finetune import finetune as train
-    from seqrec_prompt.recommenders.distill import DistillConfig, distill
+    from seqrec_prompt.recommenders.llm.distill import DistillConfig, distill
 
     answers = generate(config_of(part="train", by="requests"))
     assert "next: seqrec-prompt distill" in capsys.readouterr().out

@@ -18,11 +18,11 @@ from seqrec_prompt.embeddings.reduce import ReduceConfig
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.errors import ArtifactError
 from seqrec_prompt.recommenders import fitted
-from seqrec_prompt.recommenders.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
 from seqrec_prompt.recommenders.fit import FROM_EMBEDDINGS, HYBRIDS, FitConfig, fit
+from seqrec_prompt.recommenders.nearest.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
+from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SimilarityConfig
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
-from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
 
 SEQUENTIAL = ["sasrec", "bert4rec", "gru4rec"]  # which are trained: tests/recommenders/sequential
 NAMES = [name for name in fitted.RECOMMENDERS if name not in (*FROM_EMBEDDINGS, *SEQUENTIAL, *HYBRIDS)]

@@ -19,7 +19,7 @@ from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.recommenders import recommend as verb
 from seqrec_prompt.recommenders.files import read_file_manifest
-from seqrec_prompt.recommenders.prompt import LLMSeqPrompt
+from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 
 

@@ -17,7 +17,7 @@ from seqrec_prompt.evaluation.metrics import evaluate_lists
 from seqrec_prompt.recommenders import base
 from seqrec_prompt.recommenders import tune as module
 from seqrec_prompt.recommenders.fit import FitConfig
-from seqrec_prompt.recommenders.neighbors import SKNN
+from seqrec_prompt.recommenders.nearest.neighbors import SKNN
 from seqrec_prompt.recommenders.settings import NeighborsConfig
 from seqrec_prompt.recommenders.tune import SPACES, Range, TuneConfig, read_space, tune
 

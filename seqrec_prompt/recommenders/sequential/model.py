@@ -12,12 +12,12 @@ from torch.nn import functional as F  # noqa: N812
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.ragged import IntArray
 from seqrec_prompt.recommenders.base import FloatArray
+from seqrec_prompt.recommenders.nearest.topk import first
 from seqrec_prompt.recommenders.sequential.batches import by_length, padded
 from seqrec_prompt.recommenders.sequential.embedding import Adapted, Fused, Learned
 from seqrec_prompt.recommenders.sequential.encoders import build_encoder
 from seqrec_prompt.recommenders.sequential.losses import CHUNK_ELEMENTS, gbce_loss, sampled_softmax_loss, softmax_loss
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
-from seqrec_prompt.recommenders.topk import first
 
 
 class SequentialModel(nn.Module):

@@ -35,9 +35,9 @@ import numpy.typing as npt
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, places
 from seqrec_prompt.recommenders.base import Arrays, FloatArray, Recommendations
-from seqrec_prompt.recommenders.decays import decay_weights
+from seqrec_prompt.recommenders.nearest.decays import decay_weights
+from seqrec_prompt.recommenders.nearest.sparse import best, mixed, rows_of
 from seqrec_prompt.recommenders.settings import NeighborsConfig
-from seqrec_prompt.recommenders.sparse import best, mixed, rows_of
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -16,8 +16,9 @@ from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.embeddings.reduce import ReduceConfig, fit_reduction
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.errors import MissingExtraError
-from seqrec_prompt.recommenders import nearest, similarity
-from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
+from seqrec_prompt.recommenders.nearest import rows as nearest
+from seqrec_prompt.recommenders.nearest import similarity
+from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SimilarityConfig
 
 N, DIM = 70, 8
 DRAW = np.random.default_rng(1)

@@ -18,9 +18,9 @@ from seqrec_prompt.embeddings.reduce import ReduceConfig, Reduction, fit_reducti
 from seqrec_prompt.embeddings.table import EmbeddingTable, VectorArray
 from seqrec_prompt.ragged import LongArray, TokenLists, offsets_of, places
 from seqrec_prompt.recommenders.base import FloatArray, Recommendations
-from seqrec_prompt.recommenders.cells import PROBES, Cells
-from seqrec_prompt.recommenders.decays import decay_weights
-from seqrec_prompt.recommenders.nearest import Nearest, Similarity, unit
+from seqrec_prompt.recommenders.nearest.cells import PROBES, Cells
+from seqrec_prompt.recommenders.nearest.decays import decay_weights
+from seqrec_prompt.recommenders.nearest.rows import Nearest, Similarity, unit
 from seqrec_prompt.recommenders.settings import Decay
 
 Weighting = Literal[Decay, "last"]

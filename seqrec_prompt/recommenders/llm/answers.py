@@ -12,7 +12,7 @@ from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.prompting.grounding import EMBEDDING, REJECTED
 from seqrec_prompt.ragged import IntArray
-from seqrec_prompt.recommenders.similarity import LLMSeqSim, SimilarityConfig
+from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SimilarityConfig
 
 NEIGHBOUR = "neighbour"  # provenance of items that no text named
 

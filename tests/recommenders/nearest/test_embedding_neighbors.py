@@ -9,8 +9,8 @@ from seqrec_prompt.artifacts import manifest
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.embeddings.table import EmbeddingTable
-from seqrec_prompt.recommenders import nearest
-from seqrec_prompt.recommenders.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
+from seqrec_prompt.recommenders.nearest import rows as nearest
+from seqrec_prompt.recommenders.nearest.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
 
 N, DIM = 40, 5
 DRAW = np.random.default_rng(3)

@@ -112,8 +112,8 @@ def ground_answers(
 
     from seqrec_prompt.prompting.grounding import Grounder
     from seqrec_prompt.ragged import offsets_of, places
-    from seqrec_prompt.recommenders.answers import Tally, list_of, neighbours
     from seqrec_prompt.recommenders.base import Recommendations
+    from seqrec_prompt.recommenders.llm.answers import Tally, list_of, neighbours
 
     nearest = None
     if table is not None:

@@ -15,7 +15,7 @@ from seqrec_prompt.engines.embed import EmbedConfig, embed
 from seqrec_prompt.errors import ArtifactError, DataError, ModelError
 from seqrec_prompt.evaluation.evaluate import EvaluateConfig, evaluate
 from seqrec_prompt.recommenders.files import read, read_file_manifest
-from seqrec_prompt.recommenders.ground import GroundConfig, ground
+from seqrec_prompt.recommenders.llm.ground import GroundConfig, ground
 
 
 @pytest.fixture(scope="module")

@@ -227,7 +227,7 @@ def test_classify_gives_items_their_clusters_probability_times_their_share(
 
 
 def test_a_list_that_clusters_not_chosen_could_change_is_not_certified(config_of, data, monkeypatch):
-    monkeypatch.setattr("seqrec_prompt.recommenders.variants.CHOSEN", 1)
+    monkeypatch.setattr("seqrec_prompt.recommenders.llm.variants.CHOSEN", 1)
     few, all_of_them = config_of("Classify", k=1), config_of("Classify", out="all.parquet", k=len(data.catalog))
     recommend(few)
     recommend(all_of_them)

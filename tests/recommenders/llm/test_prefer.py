@@ -19,7 +19,7 @@ from seqrec_prompt.finetuning.trainers import PreferenceTrainer
 from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.recommenders import files
 from seqrec_prompt.recommenders.base import Recommendations
-from seqrec_prompt.recommenders.prefer import PreferConfig, prefer, read_preferences
+from seqrec_prompt.recommenders.llm.prefer import PreferConfig, prefer, read_preferences
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 
 WEIGHTS = "adapter_model.safetensors"

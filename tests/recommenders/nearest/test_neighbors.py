@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.recommenders import neighbors, sparse
-from seqrec_prompt.recommenders.neighbors import SFSKNN, SKNN, SSKNN, VSKNN
+from seqrec_prompt.recommenders.nearest import neighbors, sparse
+from seqrec_prompt.recommenders.nearest.neighbors import SFSKNN, SKNN, SSKNN, VSKNN
 from seqrec_prompt.recommenders.settings import NeighborsConfig
 
 N_ITEMS = 8

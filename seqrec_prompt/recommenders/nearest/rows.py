@@ -9,7 +9,7 @@ import numpy as np
 from seqrec_prompt.embeddings.table import VectorArray
 from seqrec_prompt.ragged import LongArray
 from seqrec_prompt.recommenders.base import FloatArray
-from seqrec_prompt.recommenders.topk import first
+from seqrec_prompt.recommenders.nearest.topk import first
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from seqrec_prompt.embeddings.table import VectorArray
 from seqrec_prompt.errors import MissingExtraError
 from seqrec_prompt.ragged import LongArray, places
 from seqrec_prompt.recommenders.base import FloatArray
-from seqrec_prompt.recommenders.nearest import Similarity, unit
+from seqrec_prompt.recommenders.nearest.rows import Similarity, unit
 
 PROBES = 32  # cells looked through unless another number is given
 POINTS = 64  # rows a cell that k-means learns from at most: more move its centres little and take their time

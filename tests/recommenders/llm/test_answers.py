@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.embeddings.table import EmbeddingTable
-from seqrec_prompt.recommenders.answers import Tally, list_of, neighbours
+from seqrec_prompt.recommenders.llm.answers import Tally, list_of, neighbours
 
 NEAR = {0: [1, 2, 3], 1: [0, 2, 3], 2: [3, 1, 0], 3: [2, 1, 0]}
 WORDS = [(0, "exact"), (0, "fuzzy"), (-1, "rejected"), (0, "exact"), (2, "embedding"), (2, "exact")]

@@ -14,10 +14,10 @@ from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.ragged import offsets_of
 from seqrec_prompt.recommenders.base import Arrays, Recommendations
-from seqrec_prompt.recommenders.nearest import Nearest
-from seqrec_prompt.recommenders.neighbors import SKNN
+from seqrec_prompt.recommenders.nearest.neighbors import SKNN
+from seqrec_prompt.recommenders.nearest.rows import Nearest
+from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SessionVectorConfig, SimilarityConfig
 from seqrec_prompt.recommenders.settings import NeighborsConfig
-from seqrec_prompt.recommenders.similarity import LLMSeqSim, SessionVectorConfig, SimilarityConfig
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

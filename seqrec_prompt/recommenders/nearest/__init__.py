@@ -1,0 +1,1 @@
+"""What lies nearest: sessions (neighbours) and item embeddings (LLMSeqSim), as array code."""
