@@ -1,11 +1,21 @@
 """The transformers engine against plain teacher-forced forwards of the whole model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import PlainTrie, build_model
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
@@ -252,6 +262,23 @@ SMALL = {
     "pad_token_id": 0,
     "initializer_range": 0.5,
 }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_branches_that_see_each_other_are_found_at_load(tokenizer, monkeypatch, dtype):
+    """In half precision, too, where rounding alone is large, and larger the larger the weights are."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMALL)).eval().to(dtype)
+    HuggingFaceEngine(model, tokenizer)
+    branch = packed.Group.branch
+
+    def seeing_all(group, *given):
+        read = branch(group, *given)
+        return replace(read, hidden_branches=torch.ones_like(read.hidden_branches).triu(1))
+
+    monkeypatch.setattr(packed.Group, "branch", seeing_all)
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM gives other probabilities when read as a tree"):
+        HuggingFaceEngine(model, tokenizer)
 
 
 def test_a_model_that_caps_its_logits_is_refused(tokenizer):
