@@ -61,6 +61,7 @@ def write_page(out: Path) -> None:
     for part, write in (
         ("speed", _speed),
         ("proof", _proof),
+        ("joint", _proof),
         ("peers", _peers),
         ("vocabulary", _speed),
         ("scale", _scale),
@@ -77,6 +78,7 @@ def write_page(out: Path) -> None:
 TITLES = {
     "speed": "Speed and proof",
     "proof": "All test sessions",
+    "joint": "Joint scores of a tuned adapter",
     "peers": "Against peers, eight sessions",
     "vocabulary": "A vocabulary of 151,936",
     "scale": "From twelve thousand titles to a million",
@@ -116,8 +118,9 @@ def _speed(result: dict[str, Any]) -> list[str]:
 
 def _proof(result: dict[str, Any]) -> list[str]:
     settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items())
-    head = ["sessions", "lists of 20", "certified", "items twice in a list", "rounds", "tree tokens"]
-    counts = [f"{result[name]:,}" for name in ("full", "certified", "duplicates")]
+    head = ["sessions", "lists of 20", "certified", "share", "items twice in a list", "rounds", "tree tokens"]
+    share = f"{result['certified'] / result['sessions']:.1%}" if result["sessions"] else "–"
+    counts = [f"{result['full']:,}", f"{result['certified']:,}", share, f"{result['duplicates']:,}"]
     means = [f"{result['facts']['rounds']:.1f}", f"{result['facts']['tree_tokens']:.0f}"]
     return [
         f"`recommend` for {result['sessions']:,} of {result['of']:,} test sessions ({settings}).",

@@ -2,9 +2,11 @@
 
 python eval/benchmarks/decoding.py speed peers vocabulary --data runs/beauty/data --out eval/results/decoding
 python eval/benchmarks/decoding.py proof --lists runs/beauty/all.parquet --data runs/beauty/data
+python eval/benchmarks/decoding.py joint --lists runs/beauty/joint.parquet --data runs/beauty/data
 python eval/benchmarks/decoding.py page --out eval/results/decoding
 
-`proof` reads what `recommend` wrote for all test sessions: the share of lists that are certified. Each part writes one
+`proof` reads what `recommend` wrote for the test sessions: the share of lists that are certified; `joint` the same of
+lists by --scoring joint with a tuned adapter. Each part writes one
 JSON file into --out; `page` writes decoding.md from what is there. Times are wall clock on the machine the page names;
 compare them within a page only.
 """
@@ -36,7 +38,7 @@ from seqrec_prompt.recommenders import files
 K = 20
 LARGE_VOCABULARY = 151_936
 PEER_SETTINGS = ("limit", "peers")
-SETTINGS = {"peers": PEER_SETTINGS, "proof": ("lists",)}
+SETTINGS = {"peers": PEER_SETTINGS, "proof": ("lists",), "joint": ("lists",)}
 PEERS = ("llguidance", "xgrammar", "sample", "beam-alone", "beam")
 
 
@@ -200,7 +202,7 @@ def proof(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-PARTS = {"speed": speed, "peers": against_peers, "vocabulary": vocabulary, "proof": proof}
+PARTS = {"speed": speed, "peers": against_peers, "vocabulary": vocabulary, "proof": proof, "joint": proof}
 
 
 def main() -> None:
@@ -211,7 +213,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="hub name, directory, or 'smollm2'")
     parser.add_argument("--adapter", type=Path, help="adapter made by 'finetune'")
     parser.add_argument("--out", type=Path, default=Path("eval/results/decoding"), help="directory of the results")
-    parser.add_argument("--lists", type=Path, help="Parquet file made by 'recommend', for 'proof'")
+    parser.add_argument("--lists", type=Path, help="Parquet file made by 'recommend', for 'proof' and 'joint'")
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a peer is stopped")
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="which peers")
     parser.add_argument("--seed", type=int, default=0, help="draws the sessions")
