@@ -21,7 +21,7 @@ def stamp(given: argparse.Namespace, part: str, *more: str) -> dict[str, Any]:
     for name in ("model", "adapter", *more, "seed"):
         value = getattr(given, name, None)
         if value is not None:
-            words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, (list, tuple)) else [str(value)])]
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {
         "command": " ".join(words),
@@ -117,16 +117,17 @@ def _speed(result: dict[str, Any]) -> list[str]:
 
 
 def _proof(result: dict[str, Any]) -> list[str]:
-    settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items())
-    head = ["sessions", "lists of 20", "certified", "share", "items twice in a list", "rounds", "tree tokens"]
-    share = f"{result['certified'] / result['sessions']:.1%}" if result["sessions"] else "–"
-    counts = [f"{result['full']:,}", f"{result['certified']:,}", share, f"{result['duplicates']:,}"]
-    means = [f"{result['facts']['rounds']:.1f}", f"{result['facts']['tree_tokens']:.0f}"]
-    return [
-        f"`recommend` for {result['sessions']:,} of {result['of']:,} test sessions ({settings}).",
-        "",
-        *table(head, [[f"{result['sessions']:,}", *counts, *means]]),
-    ]
+    head = ["lists of 20", "sessions", "full", "certified", "share", "median gap", "items twice in a list"]
+    head += ["rounds", "tree tokens"]
+    rows = []
+    for row in result["rows"]:
+        settings = row["settings"]
+        named = ", ".join([f"`{settings['data']}`", settings["adapter"] or "no adapter", settings["scoring"]])
+        counts = [f"{row['sessions']:,} of {row['of']:,}", f"{row['full']:,}", f"{row['certified']:,}"]
+        counts += [f"{row['certified'] / max(row['sessions'], 1):.1%}", f"{row['median_gap']:.2f}"]
+        counts += [f"{row['duplicates']:,}", f"{row['facts']['rounds']:.1f}", f"{row['facts']['tree_tokens']:.0f}"]
+        rows.append([f"{named}, {settings['dtype']}, budget {settings['budget']:,}", *counts])
+    return table(head, rows)
 
 
 def _peers(result: dict[str, Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """Constrained decoding against its peers, in one run: seconds a session, what is valid, what is proved.
 
 python eval/benchmarks/decoding.py speed peers vocabulary --data runs/beauty/data --out eval/results/decoding
-python eval/benchmarks/decoding.py proof --lists runs/beauty/all.parquet --data runs/beauty/data
-python eval/benchmarks/decoding.py joint --lists runs/beauty/joint.parquet --data runs/beauty/data
+python eval/benchmarks/decoding.py proof --lists runs/beauty/all.parquet
+python eval/benchmarks/decoding.py joint --lists runs/sample/joint.parquet runs/beauty/joint.parquet
 python eval/benchmarks/decoding.py page --out eval/results/decoding
 
 `proof` reads what `recommend` wrote for the test sessions: the share of lists that are certified; `joint` the same of
@@ -184,18 +184,23 @@ def against_peers(given: argparse.Namespace) -> dict[str, Any]:
 
 def proof(given: argparse.Namespace) -> dict[str, Any]:
     """What `recommend` wrote for the test sessions: how many lists are full, real, distinct and certified."""
-    data = Dataset.load(given.data)
-    file = files.read(given.lists, data.catalog)
-    lists, made = file.lists, file.manifest
+    return {"rows": [_proved(lists) for lists in given.lists]}
+
+
+def _proved(path: Path) -> dict[str, Any]:
+    made = files.read_file_manifest(path)
+    data = Dataset.load(Path(made["config"]["data"]))
+    lists = files.read(path, data.catalog).lists
     lengths = np.diff(lists.offsets)
     positions = np.repeat(np.arange(len(lists)), lengths)
     distinct = len(np.unique(positions * len(data.catalog) + lists.items))
-    settings = ("model", "adapter", "dtype", "scoring", "budget", "batch_size", "exclude_seen")
+    settings = ("data", "model", "adapter", "dtype", "scoring", "budget", "batch_size", "exclude_seen")
     return {
         "sessions": len(lists),
         "of": len(data.split.test),
         "full": int((lengths == made["config"]["k"]).sum()),
         "certified": int(lists.certified.sum()),
+        "median_gap": float(np.median(lists.gap)),
         "duplicates": len(lists.items) - distinct,
         "facts": made["facts"],
         "settings": {name: made["config"][name] for name in settings},
@@ -213,7 +218,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="hub name, directory, or 'smollm2'")
     parser.add_argument("--adapter", type=Path, help="adapter made by 'finetune'")
     parser.add_argument("--out", type=Path, default=Path("eval/results/decoding"), help="directory of the results")
-    parser.add_argument("--lists", type=Path, help="Parquet file made by 'recommend', for 'proof' and 'joint'")
+    parser.add_argument(
+        "--lists", type=Path, nargs="+", help="Parquet files made by 'recommend', for 'proof' and 'joint'"
+    )
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a peer is stopped")
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="which peers")
     parser.add_argument("--seed", type=int, default=0, help="draws the sessions")
