@@ -189,12 +189,13 @@ def proof(given: argparse.Namespace) -> dict[str, Any]:
 
 def _proved(path: Path) -> dict[str, Any]:
     made = files.read_file_manifest(path)
-    data = Dataset.load(Path(made["config"]["data"]))
+    place = Path(made["config"]["data"])
+    data = Dataset.load(place)
     lists = files.read(path, data.catalog).lists
     lengths = np.diff(lists.offsets)
     positions = np.repeat(np.arange(len(lists)), lengths)
     distinct = len(np.unique(positions * len(data.catalog) + lists.items))
-    settings = ("data", "model", "adapter", "dtype", "scoring", "budget", "batch_size", "exclude_seen")
+    settings = ("model", "adapter", "dtype", "scoring", "budget", "batch_size", "exclude_seen")
     return {
         "sessions": len(lists),
         "of": len(data.split.test),
@@ -203,7 +204,7 @@ def _proved(path: Path) -> dict[str, Any]:
         "median_gap": float(np.median(lists.gap)),
         "duplicates": len(lists.items) - distinct,
         "facts": made["facts"],
-        "settings": {name: made["config"][name] for name in settings},
+        "settings": {name: made["config"][name] for name in settings} | {"data": "/".join(place.parts[-2:])},
     }
 
 
