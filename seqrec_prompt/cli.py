@@ -122,6 +122,13 @@ VERBS = {
         "show an evaluation as one page, with plots, sessions and a model card",
         "seqrec-prompt report --evaluation runs/evaluation --out runs/report",
     ),
+    "reproduce": Verb(
+        "seqrec_prompt.reproduce.reproduce",
+        "ReproduceConfig",
+        "make a paper's whole table from raw files, and set it beside what was published",
+        "seqrec-prompt reproduce recsys23-beauty --data raw --out runs/recsys23",
+        positional="plan",
+    ),
     "embed": Verb(
         "seqrec_prompt.engines.embed",
         "EmbedConfig",

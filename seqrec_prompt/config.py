@@ -10,7 +10,7 @@ import argparse
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,7 +74,7 @@ def parse(
     if unknown and not problems:
         problems = [f"unexpected argument '{word}'" for word in unknown]
     if problems:
-        raise ConfigError(_listing(problems))
+        raise ConfigError(listing(problems))
     return load(cls, file, overrides, verb=verb)
 
 
@@ -93,7 +93,7 @@ def load(cls: type[C], file: Path | None = None, overrides: Mapping[str, Any] | 
         return cls.model_validate(values)
     except ValidationError as error:
         where = f"{file}: " if file else ""
-        raise ConfigError(where + _listing([_explain(cls, e) for e in error.errors()])) from None
+        raise ConfigError(where + listing([_explain(cls, e) for e in error.errors()])) from None
 
 
 def flags_of(cls: type[Config]) -> dict[str, str]:
@@ -115,19 +115,20 @@ def as_yaml(config: Config, verb: str) -> str:
     given = config.model_dump(mode="json", exclude_unset=True)
     text = yaml.safe_dump({verb: given}, sort_keys=False, allow_unicode=True, width=120)
     lines = [text.rstrip("\n") if given else f"{verb}:"]
-    everything = _flat(config.model_dump(mode="json"))
-    set_by_user = _flat(given)
+    everything = flat(config.model_dump(mode="json"))
+    set_by_user = flat(given)
     defaults = [f"  # {name}: {inline(value)}" for name, value in everything.items() if name not in set_by_user]
     if defaults:
         lines += ["  # left to their defaults:", *defaults]
     return "\n".join(lines) + "\n"
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give nested settings dotted names, as flags have them."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def inline(value: Any) -> str:
@@ -237,16 +238,22 @@ def _explain(cls: type[Config], error: Any) -> str:
     return f"'{key}' = {error['input']!r}: {wording}"
 
 
-def _unknown(key: str, known: typing.Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ": did you mean 'x'?" with the name most like `word`, dashes before it aside; "" where none is like it."""
     names = {name.lstrip("-"): name for name in known}  # dashes that all flags share make none of them alike
-    word = key.lstrip("-")
+    near = difflib.get_close_matches(word.lstrip("-"), names, n=1, cutoff=0.5)
+    return f": did you mean '{names[near[0]]}'?" if near else ""
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
     # A key at the wrong level first, then a misspelt one.
-    near = [name for name in names if name.split(".")[-1] == word]
-    near = [names[name] for name in near or difflib.get_close_matches(word, names, n=1, cutoff=0.5)]
-    return f"unknown setting '{key}'" + (f": did you mean '{near[0]}'?" if near else "; see --help")
+    moved = [name for name in known if name.lstrip("-").split(".")[-1] == key.lstrip("-")]
+    hint = f": did you mean '{moved[0]}'?" if moved else did_you_mean(key, known)
+    return f"unknown setting '{key}'" + (hint or "; see --help")
 
 
-def _listing(problems: Sequence[str]) -> str:
+def listing(problems: Sequence[str]) -> str:
+    """Write several problems as one message, or the only one as it is."""
     return problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems:", *problems])
 
 

@@ -41,6 +41,10 @@ class MissingExtraError(SeqrecError):
         super().__init__(f"{what} is not installed. Install it with: {install}")
 
 
+class StageError(SeqrecError):
+    """A verb that another one called has failed; the message says which, why, and how to go on."""
+
+
 class CostError(SeqrecError):
     """A price is unknown, or higher than was allowed; nothing was sent."""
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import shlex
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 import seqrec_prompt
-from seqrec_prompt.cli import VERBS
-from seqrec_prompt.config import Config, load
+from seqrec_prompt.config import Config
 from seqrec_prompt.errors import ArtifactError
+from seqrec_prompt.steps import Step
 
 PACKAGE = Path(seqrec_prompt.__file__).parent
 # A wheel carries the recipe of the repository inside the package.
@@ -29,6 +27,23 @@ class QuickstartConfig(Config):
     max_sessions: int | None = Field(None, ge=1, description="test sessions to recommend for; unset: the recipe's")
     seed: int = Field(0, ge=0, lt=2**32, description="order of the examples and start of the adapter")
 
+    def steps(self) -> list[Step]:
+        """What is asked of each verb beside the recipe: where things lie, and what the caller wants otherwise."""
+        out, recipe = self.out, _recipe()
+        data, adapter, lists = out / "data", out / "adapter", [out / "untuned.parquet", out / "tuned.parquet"]
+        files = {name: str(SAMPLE / f"{name}.csv.gz") for name in ("interactions", "items")}
+        model = {"data": data, "model": self.model}
+        shorter = {} if self.max_steps is None else {"max_steps": self.max_steps}
+        fewer = {} if self.max_sessions is None else {"max_sessions": self.max_sessions}
+        asked: list[tuple[str, dict[str, Any]]] = [
+            ("prepare", files | {"out": data}),
+            ("finetune", model | shorter | {"seed": self.seed, "out": adapter}),
+            ("recommend", model | fewer | {"out": lists[0]}),
+            ("recommend", model | fewer | {"adapter": adapter, "out": lists[1]}),
+            ("evaluate", {"data": data, "recommendations": lists, "out": out / "evaluation"}),
+        ]
+        return [Step(verb, settings, recipe) for verb, settings in asked]
+
 
 def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """Run prepare, finetune, recommend (untuned and tuned) and evaluate; returns what metrics.json holds.
@@ -38,36 +53,9 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     """
     from seqrec_prompt.engines.models import resolve
 
-    recipe = _recipe()
     resolve(config.model)
-    made: dict[str, Any] = {}
-    for verb, settings in _steps(config):
-        words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", *_words(value))]
-        print("$ " + shlex.join(["seqrec-prompt", verb, "--config", str(recipe), *words]), flush=True)
-        module = importlib.import_module(VERBS[verb].module)
-        made = getattr(module, verb)(load(getattr(module, VERBS[verb].config), recipe, settings, verb=verb))
+    made: dict[str, Any] = [step.run() for step in config.steps()][-1]
     return made
-
-
-def _steps(config: QuickstartConfig) -> list[tuple[str, dict[str, Any]]]:
-    """What is asked of each verb beside the recipe: where things lie, and what the caller wants otherwise."""
-    out = config.out
-    data, adapter, lists = out / "data", out / "adapter", [out / "untuned.parquet", out / "tuned.parquet"]
-    files = {name: str(SAMPLE / f"{name}.csv.gz") for name in ("interactions", "items")}
-    model = {"data": data, "model": config.model}
-    shorter = {} if config.max_steps is None else {"max_steps": config.max_steps}
-    fewer = {} if config.max_sessions is None else {"max_sessions": config.max_sessions}
-    return [
-        ("prepare", files | {"out": data}),
-        ("finetune", model | shorter | {"seed": config.seed, "out": adapter}),
-        ("recommend", model | fewer | {"out": lists[0]}),
-        ("recommend", model | fewer | {"adapter": adapter, "out": lists[1]}),
-        ("evaluate", {"data": data, "recommendations": lists, "out": out / "evaluation"}),
-    ]
-
-
-def _words(value: Any) -> list[str]:
-    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
 
 
 def _recipe() -> Path:

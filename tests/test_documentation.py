@@ -215,8 +215,9 @@ def test_quickstart_runs_what_make_quickstart_runs(tmp_path):
     ).stdout.replace("\\\n", " ")
     printed = [shlex.split(line) for line in listing.splitlines() if "seqrec-prompt" in line or "recipes/" in line]
     config = quickstart.QuickstartConfig(out=Path("run"))
-    for words, (verb, settings) in zip(printed, quickstart._steps(config), strict=True):
-        assert verb in words or f"recipes/{verb}.py" in words
+    for words, step in zip(printed, config.steps(), strict=True):
+        settings = step.settings
+        assert step.verb in words or f"recipes/{step.verb}.py" in words
         assert words[words.index("--out") + 1] == str(settings["out"])
         if "--adapter" in words:
             assert words[words.index("--adapter") + 1] == str(settings["adapter"])

@@ -71,7 +71,7 @@ def markdown(result: Result) -> str:
                 for metric, (_, digits) in HEADINGS.items()
             ]
             body.append([_cell(name), *([letter[name]] if letter else []), *cells])
-        texts.append(_table(head, body))
+        texts.append(aligned(head, body))
     return "\n".join(texts)
 
 
@@ -81,7 +81,7 @@ def markdown_intervals(result: Result) -> str:
     for at in cutoffs(result):
         head = [f"top {at[1:]}", *(heading for heading, _ in HEADINGS.values())]
         body = [[_cell(row["name"]), *(interval(row, at, m) for m in HEADINGS)] for row in result["recommenders"]]
-        texts.append(_table(head, body))
+        texts.append(aligned(head, body))
     return "\n".join(texts)
 
 
@@ -161,7 +161,8 @@ def _cell(name: str) -> str:
     return name.replace("|", "\\|")
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def aligned(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table whose columns also line up on a screen, the first to the left."""
     widths = [max(2, *map(len, column)) for column in zip(head, *body, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "".join(_line(cells, widths) for cells in (head, rule, *body))

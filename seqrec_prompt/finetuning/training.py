@@ -112,7 +112,7 @@ def run(
             "seconds": round(time.monotonic() - started, 1),
             "loss": [entry["loss"] for entry in history[:1] + history[-1:]],
             "dtype": str(trainer.model.dtype).removeprefix("torch."),
-            "hardware": _hardware(),
+            "hardware": hardware(),
         }
         if "rewards/margins" in history[0]:  # of preferences: β times how much more the chosen gained than the rejected
             ends = history[:1] + history[-1:]
@@ -179,7 +179,8 @@ def _use_all_cores() -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def _hardware() -> str:
+def hardware() -> str:
+    """Name the GPU, or how many CPU cores there are."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"

@@ -1,0 +1,42 @@
+"""Make a paper's table and keep it among the results: `seqrec-prompt reproduce`, its page stamped with the commit.
+
+python eval/reproduce_recsys23.py recsys23-beauty --data raw --out runs/recsys23 --page eval/results/recsys23_beauty
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from pydantic import Field
+
+from seqrec_prompt.artifacts import write_json, write_text
+from seqrec_prompt.config import parse
+from seqrec_prompt.reproduce.page import page
+from seqrec_prompt.reproduce.reproduce import ReproduceConfig, reproduce
+
+
+class KeptConfig(ReproduceConfig):
+    """Settings of `reproduce`, and where the page goes."""
+
+    page: Path = Field(description="PAGE.md and PAGE.json")
+
+
+def main() -> None:
+    """Make the table, then write the page."""
+    config = parse(KeptConfig, ["--plan", *sys.argv[1:]], verb="reproduce")
+    stamp = {"command": shlex.join(["python", "eval/reproduce_recsys23.py", *sys.argv[1:]]), "commit": _commit()}
+    result = reproduce(config) | stamp
+    write_json(Path(f"{config.page}.json"), result)
+    write_text(Path(f"{config.page}.md"), page(result))
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty=+"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

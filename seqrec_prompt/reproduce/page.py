@@ -1,0 +1,130 @@
+"""What all seeds came to, and how far that is from what papers say."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seqrec_prompt.evaluation.tables import HEADINGS, aligned
+from seqrec_prompt.finetuning.training import hardware
+from seqrec_prompt.reproduce.plans import Expanded, load_paper
+
+VERSIONED = ("seqrec_prompt", "torch", "transformers", "numpy", "scipy", "scikit-learn")
+NOT_RUN = "not run"
+Result = Mapping[str, Any]  # what results.json holds
+
+
+def result_of(expanded: Expanded, name: str, found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Gather the evaluations of all seeds, and the papers' figures. found: seed → what its metrics.json holds."""
+    plan = expanded.plan
+    rows: dict[str, Any] = {}
+    for row in plan.rows:
+        of_row = {
+            seed: one
+            for seed, result in found.items()
+            for one in result["recommenders"]
+            if one["file"] == str(expanded.lists(row, seed))
+        }
+        rows[row] = {
+            "seeds": list(of_row),
+            "metrics": _per_seed([one["metrics"] for one in of_row.values()]),
+            "lists": [one["sha256"] for one in of_row.values()],
+            "made_from": [one["made_from"] for one in of_row.values()],
+            "commands": [stage.step.command for stage in expanded.needed([row], expanded.seeds[:1])],
+        }
+    papers = {}
+    for paper, table in plan.papers.items():
+        published = load_paper(paper)
+        papers[paper] = {"cite": published["cite"], "about": published["about"], "figures": published["tables"][table]}
+    first = next(iter(found.values()), {})
+    return {
+        "plan": name,
+        "plan_hash": plan.hash,
+        "title": plan.title,
+        "about": plan.about,
+        "settings": {key: expanded.names[key] for key in plan.settings},
+        "seeds": list(expanded.seeds),
+        "data": {str(seed): result["inputs"]["data"] for seed, result in found.items()},
+        "sessions": first.get("sessions"),
+        "cutoffs": [f"@{k}" for k in first["config"]["cutoffs"]] if first else [],
+        "rows": rows,
+        "papers": papers,
+        "hardware": hardware(),
+        "versions": {package: importlib.metadata.version(package) for package in VERSIONED},
+    }
+
+
+def page(result: Result) -> str:
+    """Write the result as Markdown: ours alone, then a section for each paper, whose columns are marked as its own."""
+    rows, sessions = result["rows"], result["sessions"]
+    about = result["about"]
+    if sessions:
+        about += f" {sessions['evaluated']:,} of {sessions['test']:,} test sessions."
+    seeds = f"Mean ± standard deviation over the seeds that a row has, of {', '.join(map(str, result['seeds']))}."
+    missing = [name for name, row in rows.items() if not row["seeds"]]
+    if missing:
+        seeds += f" Not run: {', '.join(missing)}."
+    parts = [f"# {result['title']}\n", f"{about}\n", f"{seeds}\n"]
+    for at in result["cutoffs"]:
+        head = [f"top {at[1:]}", "seeds", *(heading for heading, _ in HEADINGS.values())]
+        parts.append(aligned(head, [_own(name, row, at) for name, row in rows.items()]))
+    for name, paper in result["papers"].items():
+        parts.append(f"## Beside {paper['cite'].partition(',')[0]}\n")
+        marked = f"Columns that say {name} are that paper's figures, not measured here; Δ is ours less theirs."
+        parts.append(f"{paper['cite']}. {paper['about']} {marked}\n")
+        parts += [_beside(rows, name, at, figures) for at, figures in paper["figures"].items()]
+    return "\n".join([*parts, _made(result)]) + "\n"
+
+
+def _own(name: str, row: Mapping[str, Any], at: str) -> list[str]:
+    if not row["seeds"]:
+        return [name, NOT_RUN, *["–"] * len(HEADINGS)]
+    cells = [_spread(row["metrics"][at][metric], digits) for metric, (_, digits) in HEADINGS.items()]
+    return [name, str(len(row["seeds"])), *cells]
+
+
+def _beside(rows: Mapping[str, Any], paper: str, at: str, figures: Mapping[str, Mapping[str, float]]) -> str:
+    """Write NDCG and hit rate as ours, the paper's and the difference; the last line has the best of each side."""
+    head, body = [f"top {at[1:]}"], [[name] for name in (*figures, "best of all rows")]
+    means = {
+        name: {metric: statistics.mean(values) for metric, values in row["metrics"][at].items()}
+        for name, row in rows.items()
+        if row["seeds"]
+    }
+    for metric in ("ndcg", "hr"):
+        heading = HEADINGS[metric][0]
+        head += [f"{heading}, ours", f"{heading}, {paper}", "Δ"]
+        pairs = [(means[name][metric] if name in means else None, figures[name][metric]) for name in figures]
+        pairs.append((max((row[metric] for row in means.values()), default=None), max(two for _, two in pairs)))
+        for cells, (ours, theirs) in zip(body, pairs, strict=True):
+            mine = (NOT_RUN, "–") if ours is None else (f"{ours:.4f}", f"{ours - theirs:+.4f}")
+            cells.extend([mine[0], f"{theirs:.3f}", mine[1]])
+    return aligned(head, body)
+
+
+def _per_seed(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Turn one {cut-off: {metric: value}} a seed into {cut-off: {metric: values}}."""
+    return {
+        at: {metric: [one[at][metric] for one in found] for metric in metrics}
+        for at, metrics in (found[0] if found else {}).items()
+    }
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def _made(result: Result) -> str:
+    """Say what made it."""
+    command = result.get("command", f"seqrec-prompt reproduce {result['plan']}")
+    commit = f", commit {result['commit']}" if "commit" in result else ""
+    settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items() if value is not None)
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    data = ", ".join(digest[:12] for digest in result["data"].values())
+    return (
+        f"`{command}`{commit}; plan {result['plan_hash'][:12]}; data {data or 'none'}; {settings}; "
+        f"{result['hardware']}; {versions}. Every row's commands and hashes: the JSON file beside this page."
+    )
