@@ -137,17 +137,23 @@ def inline(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _read_section(file: Path, verb: str, cls: type[Config]) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file of keys and values; ConfigError where it is none."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}. --config names a YAML file.") from None
+        raise ConfigError(f"{file}: {error.strerror}. Expected a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: expected 'key: value' lines, found a {type(content).__name__}.")
+    return content
+
+
+def _read_section(file: Path, verb: str, cls: type[Config]) -> dict[str, Any]:
+    content = read_yaml(file)
     if verb in content and verb not in cls.model_fields and isinstance(content[verb], dict | None):
         return dict(content[verb] or {})
     if content and all(isinstance(v, dict | None) and k not in cls.model_fields for k, v in content.items()):

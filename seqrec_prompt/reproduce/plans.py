@@ -1,8 +1,8 @@
 """Plans: which verbs make a table, with which settings, for which rows and seeds. They lie in plans/*.yaml.
 
-A stage is one verb with its settings. In texts, {raw} stands for the directory of the raw files, {out} for that of
-everything made, {run} for the part of it that belongs to a seed, {seed} and {row} for themselves, {lists} for the lists
-of all rows of a seed; a name from `settings` for its value, a name from `embed` for that directory.
+A stage is one verb with its settings. In its texts {raw} stands for the directory of the raw files, {out} for that of
+everything made, {run} for the part of it that belongs to a seed, {lists} for the lists of all rows of a seed, {seed},
+{row} and {title} for themselves; a name from `settings` for its value, a name from `embed` for that directory.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, field_validator
 
 from seqrec_prompt.artifacts import hash_json
-from seqrec_prompt.config import Config, did_you_mean, listing, load
+from seqrec_prompt.config import Config, did_you_mean, listing, load, read_yaml
 from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.plan import places
 from seqrec_prompt.steps import Step
 
 PLANS = Path(__file__).parent / "plans"
 PAPERS = Path(__file__).parent / "papers"
-PLACEHOLDER = re.compile(r"\{(\w+)\}")
+ADDED = ("settings", "embed", "rows")  # to those of the plan that another begins with
+PLACEHOLDER = re.compile(r"\{([\w-]+)\}")
 Settings = dict[str, Any]
 Value = str | int | float | None
 
@@ -40,7 +40,7 @@ class Plan(Config):
     defaults: dict[str, Settings] = Field({}, description="settings of a verb wherever a stage does not say otherwise")
     prepare: Settings = Field(description="the data of a seed")
     embed: dict[str, Settings] = Field({}, description="embeddings of the items by name, made once for all seeds")
-    rows: dict[str, list[dict[str, Settings]]] = Field(
+    rows: dict[str, list[dict[str, Settings | None]]] = Field(
         min_length=1, description="stages of a row, each {verb: settings}; the last one's output holds its lists"
     )
     evaluate: Settings = Field(description="the table of a seed")
@@ -124,21 +124,36 @@ class Expanded:
             Stage(None, seed, Step(verb, _filled(self.plan, verb, settings, names | {"lists": list(files)})))
             for seed, files in lists.items()
             if files
-            for names in [self._names(seed)]
+            for names in [self.names_of(seed)]
             for verb, settings in (("evaluate", self.plan.evaluate), ("report", self.plan.report))
         ]
 
-    def _names(self, seed: int, row: str = "") -> Settings:
+    def names_of(self, seed: int, row: str = "") -> Settings:
+        """What the names in braces stand for in a stage."""
         return {**self.names, "seed": seed, "run": str(self.out / f"seed-{seed}"), "row": row}
 
 
 def load_plan(name: str) -> Plan:
-    """Read a plan: a shipped one by name, or a YAML file. Raises ConfigError naming what is wrong with it."""
+    """Read a plan: a shipped one by name, or a YAML file. Raises ConfigError naming what is wrong with it.
+
+    `base` names a shipped plan that it begins with: what it says of `settings`, `embed` and `rows` is added to that
+    plan's or replaces what has the same name there; everything else replaces that plan's as a whole.
+    """
     shipped = {file.stem: file for file in sorted(PLANS.glob("*.yaml"))}
     file = shipped.get(name, Path(name))
     if not file.is_file():
         raise ConfigError(f"{unknown('plan', [name], shipped)[0]}; or name a YAML file")
-    return load(Plan, file, verb="plan")
+    content = read_yaml(file)
+    if (base := content.pop("base", None)) is not None:
+        if problems := unknown("plan", [base], shipped):
+            raise ConfigError(f"{file}: base: {problems[0]}")
+        under = load_plan(base).model_dump()
+        added = {key: under[key] | value for key in ADDED if isinstance(value := content.get(key), dict)}
+        content = under | content | added
+    try:
+        return load(Plan, None, content, verb="plan")
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
 
 
 def load_paper(name: str) -> dict[str, Any]:
@@ -146,8 +161,7 @@ def load_paper(name: str) -> dict[str, Any]:
     known = {file.stem: file for file in sorted(PAPERS.glob("*.yaml"))}
     if problems := unknown("paper", [name], known):
         raise ConfigError(problems[0])
-    content: dict[str, Any] = yaml.safe_load(known[name].read_text(encoding="utf-8"))
-    return content
+    return read_yaml(known[name])
 
 
 def unknown(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
@@ -171,13 +185,15 @@ def expand(
     problems = unknown("setting", chosen, plan.settings) + unknown("embeddings", given, plan.embed)
     if problems:
         raise ConfigError(listing(problems))
-    names: Settings = {**plan.settings, **chosen, "raw": str(raw), "out": str(out)}
-    names |= {name: str(given.get(name, out / "embeddings" / name)) for name in plan.embed}
+    names: Settings = {**plan.settings, **chosen, "title": plan.title, "raw": str(raw), "out": str(out)}
     bare = Expanded(plan, out, tuple(seeds), names, ())
+    for name, settings in plan.embed.items():
+        wanted = {"out": str(given[name])} if name in given else settings
+        names[name] = _filled(plan, "embed", wanted, bare.names_of(seeds[0], name)).get("out")
     stages: list[Stage] = []
     for row, seed, verb, settings in _told(plan, seeds, given):
         try:
-            filled = _filled(plan, verb, settings, bare._names(seed, row))
+            filled = _filled(plan, verb, settings, bare.names_of(seed, row))
             stage = Stage(row if row in plan.rows else None, seed, Step(verb, filled))
             if not any(name == "out" for name, _ in places(stage.step.config)):
                 raise ConfigError(f"'{verb}' has no --out")
@@ -185,9 +201,15 @@ def expand(
                 raise ConfigError(f"another stage writes {stage.out}, too")
             stages.append(stage)
         except ConfigError as error:
-            problems.append(f"{row or verb}: {verb}: {error}")
+            if seed == seeds[0]:  # the others have the same
+                problems.append(f"{row or verb}: {verb}: {error}")
+    try:
+        for stage in bare.tables({seeds[0]: [out]}):
+            stage.step.config  # noqa: B018 - looked at now, not when the rows are made
+    except ConfigError as error:
+        problems.append(f"evaluate, report: {error}")
     if problems:
-        raise ConfigError(listing(list(dict.fromkeys(problems))))
+        raise ConfigError(listing(problems))
     return Expanded(plan, out, tuple(seeds), names, tuple(stages))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ def _run(stage: Stage) -> None:
 
 
 def _told(stage: Stage, message: str) -> str:
-    leave_out = f" Or leave the row out: --skip '{stage.row}'." if stage.row else ""
+    leave_out = f" Or leave the row out: --skip {shlex.quote(stage.row)}" if stage.row else ""
     return (
         f"{stage} stopped: {message}\nIts command: {stage.step.command}\n"
         f"Run the same command again to go on: what is done is kept.{leave_out}"
