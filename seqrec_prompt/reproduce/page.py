@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from seqrec_prompt.artifacts import peek_manifest
 from seqrec_prompt.evaluation.tables import HEADINGS, aligned
 from seqrec_prompt.finetuning.training import hardware
 from seqrec_prompt.reproduce.plans import Expanded, load_paper
@@ -45,6 +47,7 @@ def result_of(expanded: Expanded, name: str, found: Mapping[int, Mapping[str, An
         "title": plan.title,
         "about": plan.about,
         "settings": {key: expanded.names[key] for key in plan.settings},
+        "embeddings": {name: made["inputs"]["model"] for name, made in _embeddings(expanded)},
         "seeds": list(expanded.seeds),
         "data": {str(seed): result["inputs"]["data"] for seed, result in found.items()},
         "sessions": first.get("sessions"),
@@ -54,6 +57,13 @@ def result_of(expanded: Expanded, name: str, found: Mapping[int, Mapping[str, An
         "hardware": hardware(),
         "versions": {package: importlib.metadata.version(package) for package in VERSIONED},
     }
+
+
+def _embeddings(expanded: Expanded) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the embeddings that are there with their manifests."""
+    for name in expanded.plan.embed:
+        if made := peek_manifest(Path(expanded.names[name])):
+            yield name, made
 
 
 def page(result: Result) -> str:
@@ -121,10 +131,11 @@ def _made(result: Result) -> str:
     """Say what made it."""
     command = result.get("command", f"seqrec-prompt reproduce {result['plan']}")
     commit = f", commit {result['commit']}" if "commit" in result else ""
-    settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items() if value is not None)
+    facts = [f"{name} {value}" for name, value in result["settings"].items() if value is not None]
+    facts += [f"vectors of {name} by the model {digest[:12]}" for name, digest in result["embeddings"].items()]
+    facts += [f"data of seed {seed} {digest[:12]}" for seed, digest in result["data"].items()]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    data = ", ".join(digest[:12] for digest in result["data"].values())
     return (
-        f"`{command}`{commit}; plan {result['plan_hash'][:12]}; data {data or 'none'}; {settings}; "
-        f"{result['hardware']}; {versions}. Every row's commands and hashes: the JSON file beside this page."
+        f"`{command}`{commit}; plan {result['plan_hash'][:12]}; {'; '.join(facts)}; {result['hardware']}; {versions}. "
+        "The commands and hashes of every row are in the JSON file beside this page."
     )

@@ -223,8 +223,8 @@ def _told(plan: Plan, seeds: Sequence[int], given: Mapping[str, Path]) -> Iterat
     for row, stages in plan.rows.items():
         for seed in seeds:
             for stage in stages:
-                for verb, settings in stage.items():
-                    yield row, seed, verb, settings or {}
+                for verb, asked in stage.items():
+                    yield row, seed, verb, asked or {}
 
 
 def _filled(plan: Plan, verb: str, settings: Settings, names: Mapping[str, Any]) -> Settings:

@@ -47,7 +47,7 @@ def whole(tmp_path_factory, tiny_model):
     given = []
     for number, name in enumerate(load_plan("online-retail").embed):
         vectors = np.random.default_rng(number).normal(size=(len(catalog), 330)).astype(np.float32)
-        EmbeddingTable(vectors, manifest("embed", {}, {"data": catalog.hash})).save(out.parent / name)
+        EmbeddingTable(vectors, manifest("embed", {}, {"data": catalog.hash, "model": "random"})).save(out.parent / name)
         given.append(f"{name}={out.parent / name}")
     config = ReproduceConfig(**settings, embeddings=tuple(given))
     return config, reproduce(config)
@@ -61,6 +61,7 @@ def test_every_row_is_measured_from_raw_files(whole):
         assert 0 <= row["metrics"]["@10"]["hr"][0] <= row["metrics"]["@20"]["hr"][0] <= 1, name
     page = (config.out / "results.md").read_text(encoding="utf-8")
     assert "not run" not in page.lower()
+    assert result["embeddings"] == {"MiniLM": "random", "SmolLM2": "random"}
     assert (config.out / "seed-0" / "report" / "report.html").exists()
     assert json.loads((config.out / "results.json").read_text(encoding="utf-8")) == result
 
