@@ -14,8 +14,8 @@ from pydantic import Field
 
 from seqrec_prompt.artifacts import write_json, write_text
 from seqrec_prompt.config import parse
-from seqrec_prompt.reproduce.page import page
-from seqrec_prompt.reproduce.reproduce import ReproduceConfig, reproduce
+from seqrec_prompt.reproduction.page import page
+from seqrec_prompt.reproduction.reproduce import ReproduceConfig, reproduce
 
 
 class KeptConfig(ReproduceConfig):
@@ -34,8 +34,12 @@ def main() -> None:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty=+"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    """The commit that is checked out, with a + when the package has changed since."""
+    return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "seqrec_prompt") else "")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

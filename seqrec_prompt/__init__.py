@@ -78,6 +78,8 @@ _PUBLIC = {
     "distill": "recommenders.llm.distill",
     "EvaluateConfig": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate",
+    "ReproduceConfig": "reproduction.reproduce",
+    "reproduce": "reproduction.reproduce",
     "SeqrecError": "errors",
 }
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605

@@ -123,7 +123,7 @@ VERBS = {
         "seqrec-prompt report --evaluation runs/evaluation --out runs/report",
     ),
     "reproduce": Verb(
-        "seqrec_prompt.reproduce.reproduce",
+        "seqrec_prompt.reproduction.reproduce",
         "ReproduceConfig",
         "make a paper's whole table from raw files, and set it beside what was published",
         "seqrec-prompt reproduce recsys23-beauty --data raw --out runs/recsys23",

@@ -29,7 +29,7 @@ FLOORS = [
     {"engines", "finetuning"},
     {"recommenders"},
     {"evaluation"},
-    {"cli", "__main__", "plan", "completion", "init", "steps", "quickstart", "reproduce", ""},
+    {"cli", "__main__", "plan", "completion", "init", "steps", "quickstart", "reproduction", ""},
 ]
 HEAVY = ("torch", "transformers", "peft", "trl")
 HEAVY_ROOMS = {"engines", "finetuning"}

@@ -6,7 +6,7 @@ import signal
 import pyarrow.parquet as pq
 import yaml
 
-from seqrec_prompt.reproduce.plans import load_plan
+from seqrec_prompt.reproduction.plans import load_plan
 
 ROWS = ("V-SKNN", "GRU4Rec")
 

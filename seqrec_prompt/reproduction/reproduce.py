@@ -16,7 +16,7 @@ from seqrec_prompt.errors import ConfigError, SeqrecError, StageError, met_limit
 from seqrec_prompt.locks import locked
 
 if TYPE_CHECKING:
-    from seqrec_prompt.reproduce.plans import Expanded, Stage
+    from seqrec_prompt.reproduction.plans import Expanded, Stage
     from seqrec_prompt.steps import Step
 
 RESULTS_JSON, RESULTS_MD = "results.json", "results.md"
@@ -53,7 +53,7 @@ class ReproduceConfig(Config):
 
     def expanded(self) -> Expanded:
         """The plan with its names filled in; ConfigError for names, verbs and settings that there are not."""
-        from seqrec_prompt.reproduce.plans import expand, load_plan
+        from seqrec_prompt.reproduction.plans import expand, load_plan
 
         plan = load_plan(self.plan)
         chosen = {name: value for name in FLAGS if (value := getattr(self, name)) is not None}
@@ -62,7 +62,7 @@ class ReproduceConfig(Config):
 
     def rows(self, expanded: Expanded) -> list[str]:
         """The rows to make."""
-        from seqrec_prompt.reproduce.plans import unknown
+        from seqrec_prompt.reproduction.plans import unknown
 
         known = expanded.plan.rows
         if problems := unknown("row", (*self.only, *self.skip), known):
@@ -85,7 +85,7 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     days. Rows that were not asked for are in the table if they are there, made with the plan's settings. Raises
     ConfigError for a plan or a row that cannot be, StageError naming the stage that failed and how to go on.
     """
-    from seqrec_prompt.reproduce.page import page, result_of
+    from seqrec_prompt.reproduction.page import page, result_of
 
     expanded = config.expanded()
     rows = config.rows(expanded)

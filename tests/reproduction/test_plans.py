@@ -7,7 +7,7 @@ import yaml
 
 from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.evaluation.metrics import METRICS
-from seqrec_prompt.reproduce.plans import PAPERS, PLANS, expand, load_paper, load_plan
+from seqrec_prompt.reproduction.plans import PAPERS, PLANS, expand, load_paper, load_plan
 
 SHIPPED = sorted(file.stem for file in PLANS.glob("*.yaml"))
 PLAN = {

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from seqrec_prompt.artifacts import peek_manifest
-from seqrec_prompt.evaluation.tables import HEADINGS, aligned
+from seqrec_prompt.evaluation.tables import HEADINGS, SUPERSCRIPT, aligned, cutoffs, higher_than, letters
 from seqrec_prompt.finetuning.training import hardware
-from seqrec_prompt.reproduce.plans import Expanded, load_paper
+from seqrec_prompt.reproduction.plans import Expanded, load_paper
 
 VERSIONED = ("seqrec_prompt", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 NOT_RUN = "not run"
@@ -32,6 +32,7 @@ def result_of(expanded: Expanded, name: str, found: Mapping[int, Mapping[str, An
         rows[row] = {
             "seeds": list(of_row),
             "metrics": _per_seed([one["metrics"] for one in of_row.values()]),
+            "higher_than": _higher_than(row, [found[seed] for seed in of_row]),
             "lists": [one["sha256"] for one in of_row.values()],
             "made_from": [one["made_from"] for one in of_row.values()],
             "commands": [stage.step.command for stage in expanded.needed([row], expanded.seeds[:1])],
@@ -51,12 +52,28 @@ def result_of(expanded: Expanded, name: str, found: Mapping[int, Mapping[str, An
         "seeds": list(expanded.seeds),
         "data": {str(seed): result["inputs"]["data"] for seed, result in found.items()},
         "sessions": first.get("sessions"),
-        "cutoffs": [f"@{k}" for k in first["config"]["cutoffs"]] if first else [],
+        "cutoffs": cutoffs(first) if first else [],
+        "confidence": first["config"]["statistics"]["confidence"] if first else None,
         "rows": rows,
         "papers": papers,
         "hardware": hardware(),
         "versions": {package: importlib.metadata.version(package) for package in VERSIONED},
     }
+
+
+def _higher_than(row: str, found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    """Cut-off → metric → the rows that `row` is significantly higher than in every seed that both have."""
+    higher: dict[str, dict[str, list[str]]] = {}
+    for at in cutoffs(found[0]) if found else ():
+        higher[at] = {}
+        for metric in HEADINGS:
+            kept: dict[str, bool] = {}
+            for result in found:
+                marks = higher_than(result, at, metric)[row]
+                for name, letter in letters(result).items():
+                    kept[name] = kept.get(name, True) and letter in marks
+            higher[at][metric] = [name for name, always in kept.items() if always]
+    return higher
 
 
 def _embeddings(expanded: Expanded) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -72,14 +89,20 @@ def page(result: Result) -> str:
     about = result["about"]
     if sessions:
         about += f" {sessions['evaluated']:,} of {sessions['test']:,} test sessions."
-    seeds = f"Mean ± standard deviation over the seeds that a row has, of {', '.join(map(str, result['seeds']))}."
+    seeds = f"Mean ± standard deviation over the seeds that a row has, of {', '.join(map(str, result['seeds']))}; "
+    seeds += "without ±: of one seed, or the same for each."
+    letter = letters({"recommenders": [{"name": name} for name, row in rows.items() if row["seeds"]]})
+    if letter:
+        seeds += " Superscripts name the rows that a value is significantly higher than in every seed that both have: "
+        seeds += "paired randomisation test over sessions, Holm over all pairs, "
+        seeds += f"p < {1 - result['confidence']:.3g}; coverage belongs to no session and has no test."
     missing = [name for name, row in rows.items() if not row["seeds"]]
     if missing:
         seeds += f" Not run: {', '.join(missing)}."
     parts = [f"# {result['title']}\n", f"{about}\n", f"{seeds}\n"]
     for at in result["cutoffs"]:
-        head = [f"top {at[1:]}", "seeds", *(heading for heading, _ in HEADINGS.values())]
-        parts.append(aligned(head, [_own(name, row, at) for name, row in rows.items()]))
+        head = [f"top {at[1:]}", "", "seeds", *(heading for heading, _ in HEADINGS.values())]
+        parts.append(aligned(head, [_own(name, row, at, letter) for name, row in rows.items()]))
     for name, paper in result["papers"].items():
         parts.append(f"## Beside {paper['cite'].partition(',')[0]}\n")
         marked = f"Columns that say {name} are that paper's figures, not measured here; Δ is ours less theirs."
@@ -88,11 +111,14 @@ def page(result: Result) -> str:
     return "\n".join([*parts, _made(result)]) + "\n"
 
 
-def _own(name: str, row: Mapping[str, Any], at: str) -> list[str]:
+def _own(name: str, row: Mapping[str, Any], at: str, letter: Mapping[str, str]) -> list[str]:
     if not row["seeds"]:
-        return [name, NOT_RUN, *["–"] * len(HEADINGS)]
-    cells = [_spread(row["metrics"][at][metric], digits) for metric, (_, digits) in HEADINGS.items()]
-    return [name, str(len(row["seeds"])), *cells]
+        return [name, "", NOT_RUN, *["–"] * len(HEADINGS)]
+    cells = []
+    for metric, (_, digits) in HEADINGS.items():
+        marks = "".join(letter.get(lower, "") for lower in row["higher_than"][at][metric])
+        cells.append(_spread(row["metrics"][at][metric], digits) + marks.translate(SUPERSCRIPT))
+    return [name, letter.get(name, ""), str(len(row["seeds"])), *cells]
 
 
 def _beside(rows: Mapping[str, Any], paper: str, at: str, figures: Mapping[str, Mapping[str, float]]) -> str:
