@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,21 +90,16 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     rows = config.rows(expanded)
     for stage in expanded.needed(rows):
         _run(stage)
-    lists = _lists(expanded, rows)
-    for stage in expanded.tables(lists):
-        _run(stage)
-    found = {
-        seed: json.loads((expanded.out / f"seed-{seed}" / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
-        for seed, files in lists.items()
-        if files
-    }
-    result = result_of(expanded, config.plan, found)
+    tables = [(stage, _run(stage)) for stage in expanded.tables(_lists(expanded, rows))]
+    evaluated = {stage.seed: made for stage, made in tables if stage.step.verb == "evaluate"}
+    result = result_of(expanded, config.plan, evaluated)
+    text = page(result)
     write_json(config.out / RESULTS_JSON, result)
-    write_text(config.out / RESULTS_MD, page(result))
+    write_text(config.out / RESULTS_MD, text)
     inputs = {"plan": expanded.plan.hash, "data": hash_json(result["data"])}
     facts = {"rows": {name: row["seeds"] for name, row in result["rows"].items()}}
     write_json(config.out / MANIFEST, manifest("reproduce", config.resolved(), inputs, facts))
-    print(f"\n{page(result)}\nwrote {config.out / RESULTS_MD}, {config.out / RESULTS_JSON}")
+    print(f"\n{text}\nwrote {config.out / RESULTS_MD}, {config.out / RESULTS_JSON}")
     return result
 
 
@@ -123,9 +117,9 @@ def _lists(expanded: Expanded, rows: Sequence[str]) -> dict[int, list[Path]]:
     }
 
 
-def _run(stage: Stage) -> None:
+def _run(stage: Stage) -> Any:
     try:
-        stage.step.run()
+        return stage.step.run()
     except (SeqrecError, OSError) as error:
         raise StageError(_told(stage, str(error))) from error
     except Exception as error:

@@ -162,6 +162,20 @@ def test_rows_may_be_made_on_several_days_and_for_fewer_seeds(table):
     assert [last["V-SKNN"][key] for key in kept] == [first["V-SKNN"][key] for key in kept]
 
 
+def test_what_was_made_elsewhere_may_be_copied_into_its_place(table, tmp_path, capsys):
+    """As a model that was trained on another machine: known by its manifest, wherever its data lay."""
+    elsewhere = tmp_path / "elsewhere"
+    reproduce(ReproduceConfig(**table | {"out": elsewhere}, only=("GRU4Rec",)))
+    for name in ("GRU4Rec", "GRU4Rec.parquet"):
+        (table["out"] / "seed-0").mkdir(parents=True, exist_ok=True)
+        (elsewhere / "seed-0" / name).rename(table["out"] / "seed-0" / name)
+    capsys.readouterr()
+    reproduce(ReproduceConfig(**table, only=("GRU4Rec",), seeds=(0,)))
+    said = capsys.readouterr().out
+    assert f"already fitted: {table['out'] / 'seed-0' / 'GRU4Rec'}" in said
+    assert f"already recommended: {table['out'] / 'seed-0' / 'GRU4Rec.parquet'}" in said
+
+
 def test_a_paper_s_figures_stand_in_its_own_columns(table):
     config = ReproduceConfig(**table, only=("V-SKNN",))
     ours = reproduce(config)["rows"]["V-SKNN"]["metrics"]["@20"]["ndcg"]
