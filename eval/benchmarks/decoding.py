@@ -188,7 +188,7 @@ def proof(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _proved(path: Path) -> dict[str, Any]:
-    made = files.read_file_manifest(path)
+    made = files.read_file_manifest(path) or {}
     place = Path(made["config"]["data"])
     data = Dataset.load(place)
     lists = files.read(path, data.catalog).lists
