@@ -162,6 +162,12 @@ VERBS = {
         "turn a teacher's answers to train sessions into data that 'finetune' learns from",
         "seqrec-prompt distill --data runs/data --answers runs/answers.parquet --out runs/distilled",
     ),
+    "serve": Verb(
+        "seqrec_prompt.serving.serve",
+        "ServeConfig",
+        "answer over HTTP: fitted recommenders, an LLM, or both",
+        "seqrec-prompt serve --data runs/data --recommenders runs/v-sknn --model smollm2 --adapter runs/adapter",
+    ),
     "completion": Verb(
         "seqrec_prompt.completion",
         "CompletionConfig",

@@ -34,6 +34,12 @@ class Config(BaseModel):
         return self.model_dump(mode="json")
 
 
+def own_first(cls: type[Config], shared: Sequence[str]) -> None:
+    """Put a verb's own settings before those it shares with others: that is what its --help begins with."""
+    own = [name for name in cls.model_fields if name not in shared]
+    cls.__pydantic_fields__ = {name: cls.model_fields[name] for name in [*own, *shared] if name in cls.model_fields}
+
+
 def parse(
     cls: type[C],
     argv: Sequence[str] | None = None,

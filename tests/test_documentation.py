@@ -21,6 +21,7 @@ from seqrec_prompt.data.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STAYING = ("serve",)  # verbs that run until they are stopped
 # What makes a command short enough for a test: the last of two equal flags counts.
 SHORTER = {
     "finetune": "--max-steps 2 --batch-size 2",
@@ -86,6 +87,8 @@ def run_page(small_table, tiny_model, tmp_path_factory):
             if verb.startswith("hosted "):  # tests/hosted has a service to talk to; here the settings are read
                 own += ["--dry-run"]
                 _stand_in_for_the_service(directory)
+            if verb in STAYING:  # tests/serving asks it; here the settings are read
+                own += ["--dry-run"]
             if "--data" not in own and "--config" not in own and "--data" in known:
                 own += ["--data", "runs/data"]
             if (
@@ -171,7 +174,7 @@ def test_commands_that_a_test_cannot_run_name_what_is_there(page):
         for word in words:
             if word.startswith(("recipes/", "eval/")):
                 assert (ROOT / word).exists(), line
-        assert words[0] in ("seqrec-prompt", "pip", "make", "accelerate", "python", "eval"), line
+        assert words[0] in ("seqrec-prompt", "pip", "make", "accelerate", "python", "eval", "curl"), line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

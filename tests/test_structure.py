@@ -29,6 +29,7 @@ FLOORS = [
     {"engines", "finetuning"},
     {"recommenders"},
     {"evaluation"},
+    {"serving"},
     {"cli", "__main__", "plan", "completion", "init", "steps", "quickstart", "reproduction", ""},
 ]
 HEAVY = ("torch", "transformers", "peft", "trl")

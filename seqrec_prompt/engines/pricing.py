@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from seqrec_prompt.config import Config
+from seqrec_prompt.config import Config, own_first
 from seqrec_prompt.errors import ConfigError, CostError
 
 OPENAI = "https://api.openai.com/v1"
@@ -31,10 +31,8 @@ class ServiceConfig(Config):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Put a verb's own settings first: that is what its --help begins with."""
-        shared = [name for name in cls.model_fields if name in HOSTED_FIELDS]
-        own = [name for name in cls.model_fields if name not in HOSTED_FIELDS]
-        cls.__pydantic_fields__ = {name: cls.model_fields[name] for name in [*own, *shared]}
+        """Put a verb's own settings first."""
+        own_first(cls, HOSTED_FIELDS)
 
     @field_validator("base_url")
     @classmethod

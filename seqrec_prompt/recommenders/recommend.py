@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import Journal, hash_file, hash_json, is_done, manifest
-from seqrec_prompt.config import Config
 from seqrec_prompt.console import progress
-from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.locks import locked
-from seqrec_prompt.prompting.templates import TemplateConfig
+from seqrec_prompt.recommenders.llm.settings import LLMConfig
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.data.sessions import Sessions
+    from seqrec_prompt.prompting.templates import TemplateConfig
     from seqrec_prompt.recommenders.base import Recommendations
 
 FILTERS = ("deny", "allow", "out_of_stock")
@@ -29,7 +28,7 @@ BLOCK = 1024  # sessions that a recommender without an LLM answers between two l
 SHARED = ("data", "out", "recommender", "part", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
 
 
-class RecommendConfig(Config):
+class RecommendConfig(LLMConfig):
     """Settings of `recommend`."""
 
     data: Path = Field(description="directory made by 'prepare'")
@@ -37,41 +36,20 @@ class RecommendConfig(Config):
     recommender: Path | None = Field(
         None, description="directory made by 'fit', to recommend without an LLM; excludes all settings of the LLM"
     )
-    model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled)")
-    revision: str | None = Field(None, description="revision of a hub model")
-    adapter: Path | None = Field(
-        None, description="adapter made by 'finetune', which brings its template; without it the model is used as it is"
-    )
     part: Literal["test", "train"] = Field(
         "test", description="sessions to continue; 'train': without their last item, for what 'prefer' learns to avoid"
     )
     k: int = Field(20, ge=1, description="items a session")
     max_sessions: int | None = Field(None, ge=1, description="only this many of the sessions, drawn with --seed")
-    scoring: Literal["renormalised", "joint"] = Field(
-        "renormalised",
-        description="'renormalised': the model's distribution over the catalog; 'joint': its own probability of every "
-        "token of a title, slower",
-    )
-    prior_weight: float = Field(
-        0, ge=0, description="λ: take λ·log p(title | empty session) from each score; more of the less popular items"
-    )
     exclude_seen: bool = Field(False, description="leave out the items of the session itself")
     deny: Path | None = Field(None, description="table of session_id and item_id: items a session is not given")
     allow: Path | None = Field(
         None, description="table of session_id and item_id: the only items given to the sessions it names"
     )
     out_of_stock: Path | None = Field(None, description="table of item_id: items that no session is given")
-    template: TemplateConfig | None = Field(None, description="prompt; with an adapter, the one it was trained with")
     candidates: Path | None = Field(
         None, description="template Rank only: recommendations for the same sessions, which are put in order"
     )
-    embeddings: Path | None = Field(
-        None, description="template Classify without an adapter only: directory made by 'embed' of this catalog"
-    )
-    context: int = Field(2048, ge=16, description="longest prompt with a title, in tokens; older items go first")
-    batch_size: int = Field(8, ge=1, description="sessions decoded together")
-    budget: int = Field(2000, ge=1, description="tokens read after each prompt at most before a list goes uncertified")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the model")
     seed: int = Field(0, ge=0, description="draws the sessions for --max-sessions")
     overwrite: bool = Field(False, description="begin again although the output holds another run")
 
@@ -101,13 +79,13 @@ def recommend(config: RecommendConfig) -> Path:
 
     from seqrec_prompt.engines.models import model_hash
     from seqrec_prompt.prompting.cases import input_hashes
-    from seqrec_prompt.recommenders.llm.variants import check_variant
+    from seqrec_prompt.recommenders.llm.variants import check_variant, template_of
 
-    template, inputs = _template(config, model_hash(config.model, config.revision))
+    template, inputs = template_of(config, model_hash(config.model, config.revision))
     inputs |= {"data": data.hash, "template": hash_json(template.resolved())}
     inputs |= {name: hash_file(file) for name in FILTERS if (file := getattr(config, name)) and file.exists()}
     inputs |= input_hashes(config.candidates, config.embeddings)
-    check_variant(config, template)
+    check_variant(config, template, config.candidates)
     wanted = manifest("recommend", config.resolved(), inputs)
     found = files.read_file_manifest(config.out)
     journal_file = config.out.with_name(config.out.name + ".journal")
@@ -163,28 +141,13 @@ def _drawn(config: RecommendConfig, data: Dataset) -> Sessions:
     return sessions.take(np.sort(drawn))
 
 
-def _template(config: RecommendConfig, base: str) -> tuple[TemplateConfig, dict[str, str]]:
-    """The template to use, and the hashes of model and adapter; refuses what does not belong together."""
-    inputs = {"model": base}
-    if config.adapter is None:
-        return config.template or TemplateConfig(), inputs
-    from seqrec_prompt.engines.models import trained_adapter
-
-    trained, adapter = trained_adapter(config.adapter, config.model, base)
-    template = TemplateConfig.model_validate(trained["config"]["template"])
-    if config.template is not None and config.template != template:
-        raise ConfigError(
-            f"{config.adapter} was trained with another template. Leave the template out of this config: the "
-            "adapter's own is used."
-        )
-    return template, inputs | {"adapter": adapter}
-
-
 def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: TemplateConfig) -> dict[str, Any]:
     """Append to the journal what it still lacks; returns figures about the whole run."""
     import numpy as np
 
+    from seqrec_prompt.data.lists import Candidates
     from seqrec_prompt.recommenders.llm.variants import build_recommender
+    from seqrec_prompt.recommenders.rules import load_rules
 
     sessions = _drawn(config, data)
     done = np.zeros(len(sessions), np.bool_)
@@ -204,7 +167,9 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
             if not len(left):
                 continue
             if recommender is None:
-                recommender = build_recommender(config, data, template)
+                rules = load_rules(data.catalog, config.deny, config.allow, config.out_of_stock)
+                candidates = Candidates.load(config.candidates, data, config.part) if config.candidates else None
+                recommender = build_recommender(config, data, template, rules, candidates)
                 started = time.monotonic()
             for batch in recommender.batches(sessions.take(left), config.k, exclude_seen=config.exclude_seen):
                 journal.append(_record(batch, left[: len(batch)]))

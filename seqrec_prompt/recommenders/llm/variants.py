@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +23,11 @@ from seqrec_prompt.prompting.cases import HOW, candidates_of, fitting, in_catalo
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of
 from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt, log_prior
-from seqrec_prompt.recommenders.rules import load_rules
+from seqrec_prompt.recommenders.rules import Rules
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
-    from seqrec_prompt.recommenders.recommend import RecommendConfig
+    from seqrec_prompt.recommenders.llm.settings import LLMConfig
 
 CHOSEN = 20  # clusters of which a list is made, as in the paper, or as many as the list is long
 
@@ -131,32 +132,59 @@ def _able(filters: Filters, n: int, n_items: int) -> BoolArray:
     return able
 
 
-def check_variant(config: RecommendConfig, template: TemplateConfig) -> None:
+def template_of(config: LLMConfig, base: str) -> tuple[TemplateConfig, dict[str, str]]:
+    """The template to use, and the hashes of model (`base`) and adapter; refuses what does not belong together."""
+    inputs = {"model": base}
+    if config.adapter is None:
+        return config.template or TemplateConfig(), inputs
+    from seqrec_prompt.engines.models import trained_adapter
+
+    trained, adapter = trained_adapter(config.adapter, config.model, base)
+    template = TemplateConfig.model_validate(trained["config"]["template"])
+    if config.template is not None and config.template != template:
+        raise ConfigError(
+            f"{config.adapter} was trained with another template. Leave the template out of this config: the "
+            "adapter's own is used."
+        )
+    return template, inputs | {"adapter": adapter}
+
+
+def check_variant(config: LLMConfig, template: TemplateConfig, candidates: Path | None = None) -> None:
     """Raise ConfigError where settings do not fit the template's variant."""
-    wanted = {"candidates": template.name == "Rank", "embeddings": template.name == "Classify" and not config.adapter}
-    for name, needed in wanted.items():
-        if needed and getattr(config, name) is None:
+    for name, given, needed in (
+        ("candidates", candidates, template.name == "Rank"),
+        ("embeddings", config.embeddings, template.name == "Classify" and not config.adapter),
+    ):
+        if needed and given is None:
             raise ConfigError(f"{template.name} needs '{name}': {HOW[name]}.")
-        if getattr(config, name) is not None and not needed:
+        if given is not None and not needed:
             why = ": the adapter brings its clusters" if template.name == "Classify" and config.adapter else ""
             raise ConfigError(f"{template.name} has no use for '{name}'{why}. Leave it out.")
     if config.prior_weight and template.name != "GenItem":
         raise ConfigError(f"'prior_weight' corrects scores of GenItem only. Leave it out with {template.name}.")
 
 
-def build_recommender(config: RecommendConfig, data: Dataset, template: TemplateConfig) -> LLMSeqPrompt:
+def build_recommender(
+    config: LLMConfig,
+    data: Dataset,
+    template: TemplateConfig,
+    rules: Rules | None = None,
+    candidates: Candidates | None = None,
+) -> LLMSeqPrompt:
     """Build the recommender of the template's variant; what it needs is read before the model is.
 
     Raises ConfigError, ArtifactError or DataError when that is missing or belongs to other data.
     """
-    rules = load_rules(data.catalog, config.deny, config.allow, config.out_of_stock)
-    candidates = Candidates.load(config.candidates, data, config.part) if config.candidates else None
     clusters = _clusters(config, data, template) if template.name == "Classify" else None
 
     from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 
     engine = HuggingFaceEngine.load(config.model, config.adapter, config.dtype, config.revision)
-    common: dict[str, Any] = {"engine": engine, "context": min(config.context, engine.context), "rules": rules}
+    common: dict[str, Any] = {
+        "engine": engine,
+        "context": min(config.context, engine.context),
+        "rules": rules or Rules(),
+    }
     common |= {"scoring": config.scoring, "batch_size": config.batch_size, "budget": config.budget}
     if clusters is not None:
         prompter = compile_template(template, data.catalog, engine.tokenizer, clusters.names(data.catalog))
@@ -175,7 +203,7 @@ def build_recommender(config: RecommendConfig, data: Dataset, template: Template
     return LLMSeqPrompt(bonus=bonus, **common)
 
 
-def _clusters(config: RecommendConfig, data: Dataset, template: TemplateConfig) -> Clusters:
+def _clusters(config: LLMConfig, data: Dataset, template: TemplateConfig) -> Clusters:
     """Those that the adapter was taught, else those of the embeddings."""
     found = load_clusters(template, config.embeddings, data)
     if found is None and config.adapter is not None:

@@ -1,0 +1,42 @@
+"""Which LLM recommends, and how it decodes: the settings that every verb shares that asks one for lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from seqrec_prompt.config import Config, own_first
+from seqrec_prompt.prompting.templates import TemplateConfig
+
+
+class LLMConfig(Config):
+    """Settings of an LLM that recommends."""
+
+    model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled)")
+    revision: str | None = Field(None, description="revision of a hub model")
+    adapter: Path | None = Field(
+        None, description="adapter made by 'finetune', which brings its template; without it the model is used as it is"
+    )
+    scoring: Literal["renormalised", "joint"] = Field(
+        "renormalised",
+        description="'renormalised': the model's distribution over the catalog; 'joint': its own probability of every "
+        "token of a title, slower",
+    )
+    prior_weight: float = Field(
+        0, ge=0, description="λ: take λ·log p(title | empty session) from each score; more of the less popular items"
+    )
+    template: TemplateConfig | None = Field(None, description="prompt; with an adapter, the one it was trained with")
+    embeddings: Path | None = Field(
+        None, description="template Classify without an adapter only: directory made by 'embed' of this catalog"
+    )
+    context: int = Field(2048, ge=16, description="longest prompt with a title, in tokens; older items go first")
+    batch_size: int = Field(8, ge=1, description="sessions decoded together")
+    budget: int = Field(2000, ge=1, description="tokens read after each prompt at most before a list goes uncertified")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the model")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Put a verb's own settings first."""
+        own_first(cls, tuple(LLMConfig.model_fields))
