@@ -67,6 +67,12 @@ VERBS = {
         "look at titles, prompts and their lengths in tokens before any training",
         "seqrec-prompt validate --data runs/data --model smollm2",
     ),
+    "plan": Verb(
+        "seqrec_prompt.planning.plan",
+        "PlanConfig",
+        "time, memory and money of fine-tuning and recommending, here, on another device, or hosted",
+        "seqrec-prompt plan --data runs/data --model smollm2 --max-steps 150 --probe",
+    ),
     "pairs": Verb(
         "seqrec_prompt.finetuning.pairs",
         "PairsConfig",
@@ -228,7 +234,7 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
         with speaking(switches):
             made = getattr(module, verb.split()[-1])(config)
         if switches.json:
-            from seqrec_prompt.plan import outcome
+            from seqrec_prompt.dry_run import outcome
 
             _print_json({"verb": verb, **outcome(config, made)})
     except SeqrecError as error:
@@ -248,7 +254,7 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
 
 
 def _dry_run(config: Config, verb: str, switches: Switches) -> int:
-    from seqrec_prompt.plan import dry_run, plan, would_run
+    from seqrec_prompt.dry_run import dry_run, plan, would_run
 
     lines = plan(config, verb)
     if switches.json:

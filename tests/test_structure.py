@@ -29,8 +29,8 @@ FLOORS = [
     {"engines", "finetuning"},
     {"recommenders"},
     {"evaluation"},
-    {"serving"},
-    {"cli", "__main__", "plan", "completion", "init", "steps", "quickstart", "reproduction", ""},
+    {"serving", "planning"},
+    {"cli", "__main__", "dry_run", "completion", "init", "steps", "quickstart", "reproduction", ""},
 ]
 HEAVY = ("torch", "transformers", "peft", "trl")
 HEAVY_ROOMS = {"engines", "finetuning"}

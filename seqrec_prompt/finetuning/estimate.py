@@ -41,24 +41,51 @@ class Shape:
         return cls(empty.num_parameters(), config.num_hidden_layers, config.hidden_size, config.vocab_size)
 
 
-def training_bytes(shape: Shape, batch: int, tokens: int, rank: int = 16, *, half: bool, whole_vocabulary: bool) -> int:
-    """Peak memory of LoRA training, roughly.
+def training_bytes(
+    shape: Shape,
+    batch: int,
+    tokens: int,
+    rank: int = 16,
+    *,
+    half: bool,
+    whole_vocabulary: bool,
+    method: str = "lora",
+    checkpointing: bool = False,
+) -> int:
+    """Peak memory of training, roughly.
 
     batch, tokens: sequences in a batch and their padded length. Weights; adapters of `rank` on all linear layers with
-    AdamW; activations of 34·batch·tokens·hidden bytes a layer in half precision, twice that in single (Korthikanti et
-    al., 2022, without attention scores); logits in float32 and their gradient, where a loss reads the vocabulary.
+    AdamW, or with method 'full' the weights' own gradients and moments; activations of 34·batch·tokens·hidden bytes a
+    layer in half precision, twice that in single (Korthikanti et al., 2022, without attention scores), with
+    checkpointing of one layer and the inputs of all; logits in float32 and their gradient, where a loss reads the
+    vocabulary.
     """
     width = 2 if half else 4
     # Seven linear layers of a block; their widths add up to about 14 times the hidden size, in and out.
-    adapters = shape.layers * rank * 14 * shape.hidden
-    activations = shape.layers * 17 * width * batch * tokens * shape.hidden
+    adapters = 0 if method == "full" else shape.layers * rank * 14 * shape.hidden
+    weights = shape.parameters * {"full": LORA_BYTES, "qlora": 0.55}.get(method, width)
+    layer = 17 * width * batch * tokens * shape.hidden
+    inputs = width * batch * tokens * shape.hidden
+    activations = layer + shape.layers * inputs if checkpointing else shape.layers * layer
     logits = 8 * batch * tokens * shape.vocabulary if whole_vocabulary else 0
-    return shape.parameters * width + adapters * LORA_BYTES + activations + logits
+    return int(weights + adapters * LORA_BYTES + activations + logits)
 
 
-def training_flops(shape: Shape, tokens: int) -> int:
-    """Operations of LoRA training on `tokens`: 2 a parameter forward, 2 back to the activations, none to weights."""
-    return 4 * shape.parameters * tokens
+def training_flops(shape: Shape, tokens: float, method: str = "lora", *, checkpointing: bool = False) -> float:
+    """Operations of training on `tokens`: 2 a parameter forward, 2 back to the activations, with method 'full' 2 to the
+    weights, and with checkpointing 2 forward again."""
+    return (4 + 2 * (method == "full") + 2 * checkpointing) * shape.parameters * tokens
+
+
+def bytes_a_second() -> float:
+    """Bytes a second that this machine reads from its memory, by a sum of half a gigabyte."""
+    long = torch.ones(2**27, dtype=torch.float32, device=device())
+    _synchronised(long.sum())
+    started, rounds = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < TIMED:
+        _synchronised(long.sum())
+        rounds += 1
+    return rounds * long.numel() * 4 / passed
 
 
 def operations_a_second(hidden: int, *, half: bool) -> float:

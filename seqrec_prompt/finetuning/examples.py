@@ -13,9 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.data.lists import Candidates
+from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.decoding.trie import CatalogTrie
+from seqrec_prompt.embeddings.clusters import Clusters
 from seqrec_prompt.errors import TemplateError
+from seqrec_prompt.prompting.cases import Cases, lessons
 from seqrec_prompt.prompting.templates import Prompter
 from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, ranges
 
@@ -66,6 +69,31 @@ def _with_last_item(sessions: Sessions, prompter: Prompter, context: int) -> Ses
     history = prompter.fitting(sessions.slice_items(np.zeros_like(lengths), lengths - 1), context)
     kept = history.lengths
     return sessions.slice_items(lengths - 1 - kept, lengths)
+
+
+def training_examples(
+    train: Sessions,
+    prompter: Prompter,
+    context: int,
+    objective: Objective,
+    candidates: Candidates | None = None,
+    clusters: Clusters | None = None,
+) -> Sessions | Cases:
+    """What is trained on: windows of sessions, or in layout `ask` one case a session of two items or more."""
+    if prompter.template.layout == "continue":
+        return windows(train, prompter, context, objective)
+    targets = Holdout.of_last_items(train.take(train.lengths >= 2))
+    return lessons(prompter, targets, context, candidates, clusters)
+
+
+def tokens_of(examples: Sessions | Cases, prompter: Prompter) -> LongArray:
+    """(examples,) tokens of each."""
+    if isinstance(examples, Sessions):
+        frame = len(prompter.head) + len(prompter.tail)
+        return frame + np.add.reduceat(prompter.lines.lengths[examples.items], examples.offsets[:-1])
+    return np.array(
+        [len(examples.prompt(i, prompter)) + len(examples.answer(i, prompter)) for i in range(len(examples))]
+    )
 
 
 @dataclass(frozen=True, eq=False)

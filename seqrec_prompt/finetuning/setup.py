@@ -15,12 +15,12 @@ from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines.models import device, load_model, load_tokenizer, torch_dtype
 from seqrec_prompt.errors import ConfigError, DataError
-from seqrec_prompt.finetuning.examples import Collator, windows
+from seqrec_prompt.finetuning.examples import Collator, training_examples
 from seqrec_prompt.finetuning.packing import PackingCollator, refuse_mixing
 from seqrec_prompt.finetuning.trainers import CatalogTrainer, SessionTrainer
 from seqrec_prompt.finetuning.training import CHECKPOINTS, TrainingConfig
 from seqrec_prompt.finetuning.validation import METRIC, Validation, hold_out
-from seqrec_prompt.prompting.cases import Cases, lessons, load_clusters
+from seqrec_prompt.prompting.cases import Cases, load_clusters
 from seqrec_prompt.prompting.templates import compile_template
 
 if TYPE_CHECKING:
@@ -43,12 +43,8 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
     prompter = compile_template(config.template, data.catalog, tokenizer, names)
     trie = compile_trie(prompter.answers, None if clusters else data.popularity)
     train, holdout = train_and_holdout(data, config)
-    if config.template.layout == "ask":
-        candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
-        targets = Holdout.of_last_items(train.take(train.lengths >= 2))
-        examples: Sessions | Cases = lessons(prompter, targets, config.context, candidates, clusters)
-    else:
-        examples = windows(train, prompter, config.context, config.objective)
+    candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
+    examples = training_examples(train, prompter, config.context, config.objective, candidates, clusters)
     if not len(examples):
         raise DataError(["no training examples: every train session has a single item"], "Prepare longer sessions.")
     facts = {"examples": len(examples), "trie": trie.describe()}

@@ -15,7 +15,7 @@ from seqrec_prompt.data.lists import Candidates
 from seqrec_prompt.data.sessions import Holdout
 from seqrec_prompt.data.suspicious import describe
 from seqrec_prompt.errors import DataError
-from seqrec_prompt.prompting.cases import Cases, check_needs, lessons, load_clusters, questions
+from seqrec_prompt.prompting.cases import Cases, check_needs, load_clusters, questions
 from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
 from seqrec_prompt.ragged import LongArray
 
@@ -63,7 +63,7 @@ def validate(config: ValidateConfig) -> str:
     from seqrec_prompt.engines.models import load_tokenizer
     from seqrec_prompt.finetuning.checks import check
     from seqrec_prompt.finetuning.estimate import estimate
-    from seqrec_prompt.finetuning.examples import windows
+    from seqrec_prompt.finetuning.examples import tokens_of, training_examples
 
     data = Dataset.load(config.data)
     template, tokenizer = config.template, load_tokenizer(config.model, config.revision)
@@ -77,19 +77,15 @@ def validate(config: ValidateConfig) -> str:
     if clusters is not None:
         blocks += [histogram("items of a cluster", np.bincount(clusters.of))]
     blocks += [histogram("tokens of a cluster's name" if clusters else "tokens of a title", prompter.answers.lengths)]
-    if template.layout == "ask":
-        shown = lessons(prompter, Holdout.of_last_items(train), config.context, candidates, clusters)
-        sizes = np.array([len(shown.prompt(i, prompter)) + len(shown.answer(i, prompter)) for i in range(len(shown))])
-        blocks += [f"{len(shown):,} training examples, with answers of {shown.describe()}"] if template.lists else []
-    else:
-        examples = windows(train, prompter, config.context, config.objective)
-        frame = len(prompter.head) + len(prompter.tail)
-        sizes = frame + np.add.reduceat(prompter.lines.lengths[examples.items], examples.offsets[:-1])
+    examples = training_examples(train, prompter, config.context, config.objective, candidates, clusters)
+    sizes = tokens_of(examples, prompter)
+    if isinstance(examples, Cases) and template.lists:
+        blocks += [f"{len(examples):,} training examples, with answers of {examples.describe()}"]
     blocks += [histogram(f"tokens of a training example, at most {config.context}", sizes)]
     if template.name != "Rank":  # which has candidates of their own for test sessions
         asked = questions(prompter, test, config.prompt_context, None, clusters)
         blocks += _test_prompts(prompter, asked, test, config.prompt_context)
-        shown = asked if template.name == "GenItem" else shown
+    shown = asked if template.name == "GenItem" or not isinstance(examples, Cases) else examples
     lengths = np.array([len(shown.prompt(i, prompter)) for i in range(len(shown))])
     chosen = np.argsort(lengths, kind="stable")[[0, len(lengths) // 2, -1]][: min(SHOWN, len(lengths))]
     for name, row in zip(("shortest", "median", "longest"), chosen.tolist(), strict=False):

@@ -105,7 +105,7 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
 
 def _lists(expanded: Expanded, rows: Sequence[str]) -> dict[int, list[Path]]:
     """The lists of each seed: of these rows, and of others where they are there, made with the plan's settings."""
-    from seqrec_prompt.plan import is_made
+    from seqrec_prompt.dry_run import is_made
 
     def there(row: str, seed: int) -> bool:
         stages = expanded.needed([row], [seed])

@@ -1,0 +1,1 @@
+"""Time, memory and money before they are spent."""

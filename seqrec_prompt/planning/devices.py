@@ -1,0 +1,89 @@
+"""Devices and their constants, each with where it is from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError
+
+from seqrec_prompt.config import Config
+from seqrec_prompt.errors import ConfigError
+
+SHIPPED = Path(__file__).with_name("devices.yaml")
+THIS = "this"
+# Of a matrix product's speed, what a whole step of SmolLM2 reaches on a CPU: eval/results/planner.md.
+TRAINING_SHARE, DECODING_SHARE = 0.5, 0.25
+
+
+class Constant(Config):
+    """A number and where it is from."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    value: float = Field(gt=0)
+    origin: Literal["measured", "datasheet", "assumed"] = Field(alias="from")
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ({self.origin})"
+
+
+class Device(Config):
+    """What computes: operations a second, bytes, bytes a second, and the shares of the operations that are reached."""
+
+    operations: Constant
+    memory: Constant
+    bandwidth: Constant
+    training_share: Constant
+    decoding_share: Constant
+    dollars: float | None = Field(None, ge=0)
+
+
+class Devices(Config):
+    """A file of devices."""
+
+    devices: dict[str, Device]
+
+
+def device_of(name: str, file: Path | None, hidden: int, *, half: bool) -> Device:
+    """A device by its name in a file; `this` is this machine, measured for a second.
+
+    hidden, half: width of the model and type of its weights, for the product of matrices that is timed. Raises
+    ConfigError for a file that is none, or a name that it does not have.
+    """
+    if name == THIS:
+        return _this(hidden, half=half)
+    known = _read(file or SHIPPED).devices
+    if name not in known:
+        raise ConfigError(
+            f"{file or SHIPPED} has no device '{name}'; it has: {', '.join(known)}, and there is '{THIS}'."
+        )
+    return known[name]
+
+
+def _this(hidden: int, *, half: bool) -> Device:
+    from seqrec_prompt.finetuning.estimate import bytes_a_second, free_bytes, operations_a_second
+
+    def measured(value: float) -> Constant:
+        return Constant(value=value, origin="measured")
+
+    return Device(
+        operations=measured(operations_a_second(hidden, half=half)),
+        memory=measured(free_bytes()),
+        bandwidth=measured(bytes_a_second()),
+        training_share=measured(TRAINING_SHARE),
+        decoding_share=measured(DECODING_SHARE),
+    )
+
+
+def _read(file: Path) -> Devices:
+    try:
+        return Devices.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}. --devices names a YAML file like {SHIPPED}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from None
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{file}: not a file of devices like {SHIPPED}:\n  " + "\n  ".join(lines)) from None

@@ -1,0 +1,186 @@
+"""`plan`: the work counted, the formulas by hand, the probe, devices, prices, and what it refuses."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+from seqrec_prompt.cli import main, run
+from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.errors import ConfigError, CostError, DataError
+from seqrec_prompt.finetuning.estimate import Shape, training_bytes, training_flops
+from seqrec_prompt.finetuning.finetune import FinetuneConfig
+from seqrec_prompt.finetuning.setup import build_trainer
+from seqrec_prompt.planning.devices import SHIPPED, Devices, device_of
+from seqrec_prompt.planning.plan import ROUNDS, TREE_TOKENS, PlanConfig, plan
+from seqrec_prompt.planning.work import padded_tokens, work_of
+
+DEVICE = {
+    name: {"value": value, "from": "assumed"}
+    for name, value in {
+        "operations": 1e9, "memory": 1e12, "bandwidth": 1e8, "training_share": 0.5, "decoding_share": 0.25,
+    }.items()
+}  # fmt: skip
+
+
+@pytest.fixture
+def config_of(dataset_dir, tiny_model, tmp_path):
+    (tmp_path / "devices.yaml").write_text(yaml.safe_dump({"devices": {"mine": DEVICE | {"dollars": 3.6}}}))
+
+    def build(**changes):
+        settings = {"data": dataset_dir, "model": str(tiny_model), "context": 1024, "dtype": "float32"}
+        return PlanConfig(**settings | {"device": "mine", "devices": tmp_path / "devices.yaml"} | changes)
+
+    return build
+
+
+def test_padding_is_that_of_random_batches():
+    assert padded_tokens(np.full(10, 7), 4) == 70  # nothing to pad
+    sizes = np.array([1, 2, 3, 100])
+    assert padded_tokens(sizes, 4) == 400
+    assert padded_tokens(sizes, 1) == 106
+    # One batch of two holds the 100; the other is padded to 2 (1 with 2: the 100 with 3) or to 3: 200 + 4, or 200 + 6.
+    assert 204 <= padded_tokens(sizes, 2) <= 206
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "epochs"), [(4, 1, 1.0), (4, 3, 1.0), (7, 2, 2.5), (64, 1, 0.5)])
+def test_steps_are_those_that_the_trainer_takes(batch, accumulation, epochs, config_of, dataset_dir, tmp_path):
+    config = config_of(batch_size=batch, gradient_accumulation=accumulation, epochs=epochs)
+    trainer, facts = build_trainer(config.finetune().model_copy(update={"out": tmp_path}), Dataset.load(dataset_dir))
+    rows = trainer.get_train_dataloader()
+    work = work_of(config, np.full(facts["examples"], 9), np.array([5, 7]))
+    taken = math.ceil(epochs * math.ceil(len(rows) / accumulation))
+    assert (work.steps, work.examples) == (taken, facts["examples"])
+    assert trainer.set_initial_training_values(trainer.args, rows)[-1] == taken
+    assert (work.sessions, work.prompt_tokens, work.longest_prompt) == (2, 6, 7)
+
+
+def test_a_plan_for_a_device_is_the_formula_worked_by_hand(config_of, tiny_model, capsys):
+    found = plan(config_of(max_steps=10, batch_size=8, max_sessions=9))
+    shape = Shape.of(str(tiny_model))
+    told = capsys.readouterr().out
+    examples, steps, a_step = re.search(r"(\d+) examples, (\d+) steps of ([\d,]+) tokens", told).groups()
+    assert int(steps) == 10
+    tokens = int(re.search(r"4 · parameters · tokens .* = 4 · [\d,]+ · ([\d,]+) /", told)[1].replace(",", ""))
+    assert tokens == pytest.approx(10 * int(a_step.replace(",", "")), rel=0.01)
+    assert found["finetune"]["seconds"] == pytest.approx(4 * shape.parameters * tokens / (1e9 * 0.5), rel=1e-3)
+    assert found["finetune"]["dollars"] == pytest.approx(found["finetune"]["seconds"] / 1000)
+    prompt = int(re.search(r"prompts of (\d+) tokens", told)[1])
+    computing = 2 * shape.parameters * 9 * (prompt + TREE_TOKENS) / (1e9 * 0.25)
+    reading = 2 * (1 + ROUNDS) * shape.parameters * 2 / 1e8  # two batches; half precision on another device
+    assert found["recommend"]["seconds"] == pytest.approx(computing + reading, rel=0.01)
+    assert int(examples) > 0
+    assert "5e-01 (assumed)" in told or "0.5 (assumed)" in told
+
+
+def test_work_and_memory_of_the_methods():
+    shape = Shape(parameters=1000, layers=2, hidden=10, vocabulary=100)
+    assert training_flops(shape, 50, "full") == 6 * 1000 * 50
+    assert training_flops(shape, 50, checkpointing=True) == 6 * 1000 * 50
+    own = {"half": True, "whole_vocabulary": False}
+    # weights, gradients and two moments of 4 bytes; activations 2·34·3·5·10; no adapter
+    assert training_bytes(shape, 3, 5, method="full", **own) == 16_000 + 10_200
+    # adapters 2·4·14·10 of 16 bytes; activations of one layer, 34·3·5·10, and the inputs of both, 2·2·3·5·10
+    again = training_bytes(shape, 3, 5, 4, checkpointing=True, **own)
+    assert again == 2000 + 17_920 + 5_100 + 600
+
+
+def test_a_probe_takes_real_steps_and_sessions(config_of, capsys):
+    config = config_of(device="this", devices=None, probe=True, probe_steps=2, probe_sessions=4, max_steps=100)
+    found = plan(config.model_copy(update={"hourly": 36.0}))
+    told = capsys.readouterr().out
+    assert "measured: 2 steps here" in told
+    assert "measured: 4 sessions here" in told
+    start, tokens, rate = re.search(r"tokens · seconds a token = ([\d.]+) \+ ([\d,]+) · (\S+) =", told).groups()
+    wanted = float(start) + int(tokens.replace(",", "")) * float(rate)
+    assert found["finetune"]["seconds"] == pytest.approx(wanted, rel=0.05, abs=0.1)
+    assert found["finetune"]["dollars"] == pytest.approx(found["finetune"]["seconds"] / 100)
+    for stage in ("finetune", "recommend"):
+        assert 1e8 < found[stage]["bytes"] < 1e11  # Python with torch, and not the machine
+        assert found[stage]["seconds"] > 0
+
+
+def test_the_plan_is_of_the_settings_that_finetune_would_be_given(config_of):
+    config = config_of(batch_size=3, method="dora", context=99, lora={"r": 2}, epochs=2.5, objective="last_item")
+    planned = config.finetune()
+    assert isinstance(planned, FinetuneConfig)
+    assert planned.model_dump(exclude={"out"}) == FinetuneConfig(
+        data=config.data, out="x", model=config.model, batch_size=3, method="dora", context=99, lora={"r": 2},
+        epochs=2.5, objective="last_item", dtype="float32",
+    ).model_dump(exclude={"out"})  # fmt: skip
+
+
+def test_this_machine_is_measured_and_shipped_devices_say_where_they_are_from(config_of, capsys):
+    shipped = Devices.model_validate(yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))).devices
+    for device in shipped.values():
+        assert {device.training_share.origin, device.decoding_share.origin} == {"assumed"}
+        assert device.dollars is None
+    this = device_of("this", None, 64, half=False)
+    assert 1e7 < this.operations.value < 1e15
+    assert 1e7 < this.bandwidth.value < 1e14
+    found = plan(config_of(device="h100-sxm", devices=None))
+    assert found["finetune"]["dollars"] is None
+    assert "9.89e+14 (datasheet)" in capsys.readouterr().out
+
+
+def test_a_hosted_model_is_priced_for_the_same_sessions(config_of, dataset_dir, tmp_path, capsys):
+    (tmp_path / "prices.yaml").write_text(
+        "date: 2026-01-01\nsource: here\nmodels:\n  big: {training: 2}\n  ft:big: {input: 1, output: 4}\n"
+    )
+    config = config_of(hosted="big", prices=tmp_path / "prices.yaml", encoding="bytes", epochs=3, answers=2)
+    found = plan(config)
+    data = Dataset.load(dataset_dir)
+    generated = found["hosted generate"]
+    assert generated["tokens"]["output"] == len(data.split.test) * 2 * 64
+    assert generated["cost"] == pytest.approx((generated["tokens"]["input"] + 4 * generated["tokens"]["output"]) / 1e6)
+    assert found["hosted finetune"]["cost"] == pytest.approx(2 * found["hosted finetune"]["tokens"]["training"] / 1e6)
+    once = plan(config.model_copy(update={"epochs": 1.0}))["hosted finetune"]["tokens"]["training"]
+    assert found["hosted finetune"]["tokens"]["training"] == 3 * once
+    assert "at most $" in capsys.readouterr().out
+    with pytest.raises(CostError, match=r"has no training price of the model 'other'"):
+        plan(config.model_copy(update={"hosted": "other"}))
+
+
+def test_what_does_not_fit_is_said(config_of, tmp_path, capsys):
+    small = DEVICE | {"memory": {"value": 1e5, "from": "assumed"}}
+    (tmp_path / "devices.yaml").write_text(yaml.safe_dump({"devices": {"mine": small}}))
+    plan(config_of())
+    assert capsys.readouterr().out.count("MORE than the 0.0 GB that are there") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("devices: {mine: {operations: {value: 1, from: heard}}}", "devices.mine.operations.from: Input should be"),
+        ("[]", "not a file of devices"),
+        ("devices: {}", "has no device 'mine'; it has: , and there is 'this'"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_none_of_devices_is_told(text, told, config_of, tmp_path):
+    (tmp_path / "devices.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        plan(config_of())
+
+
+def test_nothing_to_do_and_settings_that_contradict_are_told(config_of, dataset_dir, capsys):
+    with pytest.raises(DataError, match=r"there are no test sessions"):
+        work_of(config_of(), np.array([3]), np.empty(0, np.int64))
+    with pytest.raises(DataError, match=r"there are no training examples"):
+        work_of(config_of(), np.empty(0, np.int64), np.array([3]))
+    given = ["--data", str(dataset_dir)]
+    assert run("plan", [*given, "--probe", "--device", "l4"]) == 2
+    assert run("plan", [*given, "--prices", "p.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert "'probe' runs on this machine" in told
+    assert "'prices' is for a hosted model" in told
+
+
+def test_a_plan_for_programs(dataset_dir, tiny_model, capsys):
+    words = ["--data", str(dataset_dir), "--model", str(tiny_model), "--context", "1024", "--device", "l4", "--json"]
+    assert main(["plan", *words]) == 0
+    printed = capsys.readouterr()
+    assert '"seconds"' in printed.out
+    assert "tokens with padding" in printed.err
