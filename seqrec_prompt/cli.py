@@ -174,6 +174,12 @@ VERBS = {
         "answer over HTTP: fitted recommenders, an LLM, or both",
         "seqrec-prompt serve --data runs/data --recommenders runs/v-sknn --model smollm2 --adapter runs/adapter",
     ),
+    "demo": Verb(
+        "seqrec_prompt.serving.demo",
+        "DemoConfig",
+        "a page to build sessions on and see the lists of several recommenders side by side",
+        "seqrec-prompt demo --data runs/data --recommenders runs/v-sknn --model smollm2 --adapter runs/adapter",
+    ),
     "completion": Verb(
         "seqrec_prompt.completion",
         "CompletionConfig",

@@ -21,7 +21,7 @@ from seqrec_prompt.data.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-STAYING = ("serve",)  # verbs that run until they are stopped
+STAYING = ("serve", "demo")  # verbs that run until they are stopped
 # What makes a command short enough for a test: the last of two equal flags counts.
 SHORTER = {
     "finetune": "--max-steps 2 --batch-size 2",
@@ -66,6 +66,8 @@ def small_table(tmp_path_factory):
     (place / "items.csv").write_text("\n".join(["item_id,title", *titles]) + "\n", encoding="utf-8")
     answers = [f"u{user},Hand Cream No {user % 20}" for user in range(54, 60)]
     (place / "answers.csv").write_text("\n".join(["session_id,text", *answers]) + "\n", encoding="utf-8")
+    prices = "date: 2026-01-01\nsource: here\nmodels: {MODEL: {training: 1}, ft:MODEL: {input: 1, output: 1}}\n"
+    (place / "prices.yaml").write_text(prices, encoding="utf-8")
     return place
 
 

@@ -1,6 +1,7 @@
 """What `plan` foretells, with a probe and without, against what `finetune` and `recommend` then take.
 
-Each runs in a process of its own; seconds are from call to return, bytes the process's peak. DATA is what
+Each runs in a process of its own, on one thread. Seconds are the processor's, from call to return, those of the probe,
+too: what else the machine is doing meanwhile does not count. Bytes are the process's peak. DATA is what
 `seqrec-prompt prepare --config recipes/configs/quickstart.yaml` makes.
 """
 
@@ -21,6 +22,9 @@ from seqrec_prompt.artifacts import write_json, write_text
 RUN = """
 import json, resource, sys, time
 from pathlib import Path
+import torch
+torch.set_num_threads(1)
+time.perf_counter = time.process_time
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.planning.plan import PlanConfig, plan
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
@@ -98,9 +102,10 @@ def write_page(file: Path, result: dict[str, Any]) -> None:
     lines = [
         "# What `plan` foretells",
         "",
-        "Foretold before, taken after, on the bundled sample. With `--probe`, `plan` runs a few real steps and sessions "
-        f"first, here for {result['probe_seconds']:.0f} s; without, it times one product of matrices and computes. The "
-        "formula knows only the model's own memory, not that of Python and its libraries.",
+        "Foretold before, taken after, on the bundled sample, in seconds of one processor core. With `--probe`, "
+        "`plan` runs a few real steps and "
+        f"sessions first, here for {result['probe_seconds']:.0f} s; without, it times one product of matrices and "
+        "computes. The formula knows only the model's own memory, not that of Python and its libraries.",
         "",
         *table(["", "taken", "with --probe", "off by", "without", "off by"], rows),
         "",

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import socket
-
 from pydantic import Field
 
 from seqrec_prompt.config import Config
-from seqrec_prompt.errors import ConfigError, MissingExtraError
+from seqrec_prompt.serving.server import address, answer, listen, require
 from seqrec_prompt.serving.settings import ServedConfig
 
 
@@ -37,38 +33,17 @@ def serve(config: ServeConfig) -> None:
 
     Raises MissingExtraError without the extra, ConfigError when the address cannot be had, and what loading raises.
     """
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(f"{package}, which 'serve' stands on,", 'pip install "seqrec_prompt[serve]"')
+    require(("fastapi", "uvicorn", "prometheus_client"), "serve")
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.serving.ready import load_ready
 
     data = Dataset.load(config.data)
-    listening = _listen(config.host, config.port)  # before a model is loaded: a taken port is told at once
-    with listening:
+    with listen(config.host, config.port) as listening:  # before a model is loaded: a taken port is told at once
         ready = load_ready(config, data)
-
-        import uvicorn
 
         from seqrec_prompt.serving.app import build_app
 
         app = build_app(ready, data, config)
-        patience = max(1, round(config.limits.seconds))
-        settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=patience)
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        print(
-            f"serving {', '.join(ready)}: http://{shown}:{port}  (POST /recommend, GET /health, GET /metrics)",
-            flush=True,
-        )
-        with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises once it has shut down
-            uvicorn.Server(settings).run(sockets=[listening])
-    print("stopped")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigError(f"Cannot listen on {host}, port {port}: {error.strerror}. Choose another --port.") from None
+        told = "(POST /recommend, GET /health, GET /metrics)"
+        print(f"serving {', '.join(ready)}: {address(listening)}  {told}", flush=True)
+        answer(app, listening, config.limits.seconds)
