@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import hash_json, is_done, manifest, peek_manifest, refuse_inputs_inside, staged_directory
 from seqrec_prompt.config import Config
+from seqrec_prompt.console import Progress, progress
 from seqrec_prompt.errors import ArtifactError
 from seqrec_prompt.locks import locked
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from seqrec_prompt.data.sessions import Holdout, Sessions, Split
     from seqrec_prompt.data.tables import Source
 
+STEPS = ("read", "filtered", "split", "written")  # as progress tells them
 _FILES = ("interactions", "items", "sessions")
 
 
@@ -101,14 +103,16 @@ def prepare(config: PrepareConfig) -> Dataset:
         dataset = Dataset.load(config.out)
         print(f"{config.out}: already prepared.\n{summary(dataset.manifest)}")
         return dataset
-    dataset = _make(config, sources, inputs)
-    with staged_directory(config.out) as staged:
-        dataset.save(staged)
+    with progress(len(STEPS), "prepare", "steps") as bar:
+        dataset = _make(config, sources, inputs, bar)
+        with staged_directory(config.out) as staged:
+            dataset.save(staged)
+        bar.update(note=STEPS[-1])
     print(f"{config.out}: prepared.\n{summary(dataset.manifest)}")
     return dataset
 
 
-def _make(config: PrepareConfig, sources: dict[str, Source], inputs: dict[str, str]) -> Dataset:
+def _make(config: PrepareConfig, sources: dict[str, Source], inputs: dict[str, str], bar: Progress) -> Dataset:
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.data.ingest import Columns, read_log
 
@@ -130,8 +134,11 @@ def _make(config: PrepareConfig, sources: dict[str, Source], inputs: dict[str, s
         time_unit=config.time_unit,
         on_bad=config.on_bad,
     )
+    bar.update(note=STEPS[0])
     catalog, sessions = _filter(config, log)
+    bar.update(note=STEPS[1])
     split, left_out = _split(config, sessions, log)
+    bar.update(note=STEPS[2])
     settings = config.resolved()
     # What the data is, wherever its files lie and wherever it is written to.
     identity = {k: v for k, v in settings.items() if k not in (*_FILES, "out", "overwrite")}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seqrec_prompt.console import Progress, progress
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.evaluation.comparable import Comparison, Row
 from seqrec_prompt.evaluation.metrics import METRICS, ListMetrics, count_everything, evaluate_lists
@@ -45,7 +46,12 @@ def measure_lists(
         # prepare drops items of test sessions that train lacks; the published total has them.
         total = dataset.manifest["facts"].get("interactions")
     targets = comparison.holdout.targets
-    return [evaluate_lists(row.lists, targets, counts, n_items, config.cutoffs, total) for row in rows]
+    found = []
+    with progress(len(rows), "measure", "recommenders") as bar:
+        for row in rows:
+            found.append(evaluate_lists(row.lists, targets, counts, n_items, config.cutoffs, total))
+            bar.update(note=row.name)
+    return found
 
 
 def describe(
@@ -59,30 +65,35 @@ def describe(
     n_items, statistics = len(dataset.catalog), config.statistics
     classes = popularity_classes(dataset.popularity)
     parts = segmentations(comparison.holdout, dataset.popularity, dataset.catalog, config.category)
-    recommenders = []
-    for row, found in zip(rows, metrics, strict=True):
-        made = row.manifest.get("config", {})
-        recommenders.append(
-            {
-                "name": row.name,
-                "file": None if row.path is None else str(row.path),
-                "sha256": row.sha256,
-                "made_by": {key: made[key] for key in MADE_BY if made.get(key) is not None},
-                "made_from": row.manifest.get("inputs", {}),
-                "lists": _shares(row, found, n_items),
-                "popularity": _class_shares(classes, row.lists.items[row.lists.items < n_items]),
-                "metrics": {f"@{k}": values for k, values in found.means.items()},
-                "intervals": _intervals(row.lists, found, n_items, statistics),
-            }
-        )
+    recommenders, segments = [], []
+    steps = len(rows) + len(rows) * (len(rows) - 1) // 2 + sum(len(part.labels) for part in parts)
+    with progress(steps, "intervals and tests", "comparisons") as bar:
+        for row, found in zip(rows, metrics, strict=True):
+            made = row.manifest.get("config", {})
+            recommenders.append(
+                {
+                    "name": row.name,
+                    "file": None if row.path is None else str(row.path),
+                    "sha256": row.sha256,
+                    "made_by": {key: made[key] for key in MADE_BY if made.get(key) is not None},
+                    "made_from": row.manifest.get("inputs", {}),
+                    "lists": _shares(row, found, n_items),
+                    "popularity": _class_shares(classes, row.lists.items[row.lists.items < n_items]),
+                    "metrics": {f"@{k}": values for k, values in found.means.items()},
+                    "intervals": _intervals(row.lists, found, n_items, statistics),
+                }
+            )
+            bar.update()
+        pairs = _pairs(rows, metrics, statistics, bar)
+        for part in parts:
+            for i, label in enumerate(part.labels):
+                inside = _segment(rows, metrics, part.of == i, statistics)
+                segments.append({"by": part.name, "segment": label, **inside})
+                bar.update()
     return {
         "recommenders": recommenders,
-        "pairs": _pairs(rows, metrics, statistics),
-        "segments": [
-            {"by": part.name, "segment": label, **_segment(rows, metrics, part.of == i, statistics)}
-            for part in parts
-            for i, label in enumerate(part.labels)
-        ],
+        "pairs": pairs,
+        "segments": segments,
         "targets": {"popularity": _class_shares(classes, comparison.holdout.targets)},
         "sessions": {"evaluated": len(comparison.holdout), "test": len(dataset.split.test)},
         "items": n_items,
@@ -139,7 +150,9 @@ def _bootstrap(values: FloatArray, config: StatisticsConfig) -> list[float]:
     return list(bootstrap_interval(values, config.resamples, config.confidence, draw))
 
 
-def _pairs(rows: Sequence[Row], metrics: Sequence[ListMetrics], config: StatisticsConfig) -> list[dict[str, Any]]:
+def _pairs(
+    rows: Sequence[Row], metrics: Sequence[ListMetrics], config: StatisticsConfig, bar: Progress
+) -> list[dict[str, Any]]:
     """Compare every row with every other, session by session; Holm's family is all pairs in one metric at one cut-off.
 
     p-values as they are ('randomisation', 't_test') and corrected ('…_holm'); 'difference' is first minus second.
@@ -165,6 +178,7 @@ def _pairs(rows: Sequence[Row], metrics: Sequence[ListMetrics], config: Statisti
                 found = {"difference": float(values.mean()), "interval": _bootstrap(values, config)}
                 comparison.setdefault(f"@{k}", {})[name] = found
         result.append(comparison)
+        bar.update()
     for column, (k, name) in enumerate(keys):
         for test, p in raw.items():
             corrected = holm(p[:, column])

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -207,3 +208,23 @@ def test_on_a_terminal_progress_is_a_bar():
     assert done.returncode == 0, shown
     assert "embed: 100%" in shown
     assert "4/4" in shown
+
+
+def test_verbs_without_a_model_count_their_work_to_its_end(tmp_path, capsys, monkeypatch):
+    """As lines where nobody watches, each at once."""
+    monkeypatch.setattr(console, "LINE_EVERY", 0)
+    rows = [f"u{user},i{(user + step) % 9},{1000 * user + step}" for user in range(40) for step in range(4)]
+    (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]), encoding="utf-8")
+    data, lists = ["--data", str(tmp_path / "data")], str(tmp_path / "lists.parquet")
+    columns = ["--session-column", "user_id", "--item-column", "item_id", "--time-column", "timestamp"]
+    assert main(["prepare", "--interactions", str(tmp_path / "events.csv"), *columns, "--out", data[1]]) == 0
+    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("prepare: ")]
+    assert told == [f"prepare: {done}/4 steps" for done in (1, 2, 3, 4)]
+    assert main(["fit", *data, "--recommender", "v-sknn", "--out", str(tmp_path / "v-sknn")]) == 0
+    assert main(["recommend", *data, "--recommender", str(tmp_path / "v-sknn"), "--out", lists]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"^recommend: (\d+)/\1 sessions", told, re.MULTILINE)
+    assert main(["evaluate", *data, "--recommendations", lists, "--out", str(tmp_path / "evaluation")]) == 0
+    told = capsys.readouterr().err
+    for what in (r"measure: (\d+)/\1 recommenders", r"intervals and tests: (\d+)/\1 comparisons"):
+        assert re.search(f"^{what}", told, re.MULTILINE), told
