@@ -121,12 +121,13 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         needs = {"finetune": _training_by_probe(work, trained), "recommend": _decoding_by_probe(work, decoded)}
         memory = float(free_bytes())
     else:
-        half = str(torch_dtype(config.dtype, training=True)) != "torch.float32" or config.device != "this"
-        device = device_of(config.device, config.devices, shape.hidden, half=half)
-        needs = {
-            "finetune": _training(config, shape, work, device, half=half),
-            "recommend": _decoding(config, shape, work, device, half=half),
-        }
+        needs = {}
+        for stage, need in (("finetune", _training), ("recommend", _decoding)):
+            # A CPU trains over weights in bfloat16 where it can, and decodes in float32.
+            dtype = str(torch_dtype(config.dtype, training=stage == "finetune"))
+            half = dtype != "torch.float32" or config.device != "this"
+            device = device_of(config.device, config.devices, shape.hidden, half=half)
+            needs[stage] = need(config, shape, work, device, half=half)
         memory, dollars = device.memory.value, device.dollars if config.hourly is None else config.hourly
     lines, result = [], {}
     counts = {

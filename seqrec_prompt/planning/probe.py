@@ -71,9 +71,9 @@ def probe_training(config: FinetuneConfig, data: Dataset, steps: int, sizes: Lon
         trainer.model.train()
         start = time.perf_counter() - started
         _step(trainer, random[0], config.batch_size)
-        begun = time.perf_counter()
+        begun = _now()
         tokens = sum(_step(trainer, rows, config.batch_size) for rows in random[1:])
-        seconds = time.perf_counter() - begun
+        seconds = _now() - begun
         _step(trainer, np.argsort(-sizes, kind="stable")[:at_once], config.batch_size)
     return Trained(start, seconds / tokens, peak.bytes, steps)
 
@@ -95,6 +95,15 @@ def _step(trainer: Any, rows: LongArray, size: int) -> int:
     return tokens
 
 
+def _now() -> float:
+    """Seconds, once everything is computed that was asked for."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def probe_decoding(config: LLMConfig, data: Dataset, template: TemplateConfig, sessions: int, k: int) -> Decoded:
     """Recommend k items for `sessions` random test sessions, after one to warm up."""
     from seqrec_prompt.recommenders.llm.prompt import Effort
@@ -109,9 +118,9 @@ def probe_decoding(config: LLMConfig, data: Dataset, template: TemplateConfig, s
         start = time.perf_counter() - started
         recommender.recommend(prompts.take(drawn[:1]), k, exclude_seen=False)
         recommender.effort = Effort()
-        begun = time.perf_counter()
+        begun = _now()
         recommender.recommend(prompts.take(drawn), k, exclude_seen=False)
-        seconds = time.perf_counter() - begun
+        seconds = _now() - begun
     effort, means = recommender.effort, recommender.effort.means()
     read = effort.prompt_tokens + effort.tree_tokens
     return Decoded(start, seconds / read, peak.bytes, means["tree_tokens"], means["rounds"], len(drawn))
