@@ -122,12 +122,12 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         memory = float(free_bytes())
     else:
         needs = {}
-        for stage, need in (("finetune", _training), ("recommend", _decoding)):
+        for stage, compute in (("finetune", _training), ("recommend", _decoding)):
             # A CPU trains over weights in bfloat16 where it can, and decodes in float32.
             dtype = str(torch_dtype(config.dtype, training=stage == "finetune"))
             half = dtype != "torch.float32" or config.device != "this"
             device = device_of(config.device, config.devices, shape.hidden, half=half)
-            needs[stage] = need(config, shape, work, device, half=half)
+            needs[stage] = compute(config, shape, work, device, half=half)
         memory, dollars = device.memory.value, device.dollars if config.hourly is None else config.hourly
     lines, result = [], {}
     counts = {
