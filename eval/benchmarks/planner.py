@@ -99,17 +99,20 @@ def write_page(file: Path, result: dict[str, Any]) -> None:
             cells += [f"{row[name] / scale:.3g}", f"{row[name] / row['taken'] - 1:+.0%}"]
         rows.append(cells)
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    again = result.get("formula_commit")  # where only the formula was computed anew
+    formula = f" (without a probe: {again})" if again else ""
     lines = [
         "# What `plan` foretells",
         "",
         "Foretold before, taken after, on the bundled sample, in seconds of one processor core. With `--probe`, "
         "`plan` runs a few real steps and "
         f"sessions first, here for {result['probe_seconds']:.0f} s; without, it times one product of matrices and "
-        "computes. The formula knows only the model's own memory, not that of Python and its libraries.",
+        "computes. The formula knows only the model's own memory, not that of Python and its libraries; the shares "
+        "of a product's speed that it counts with were set by this run, so its seconds foretell nothing here.",
         "",
         *table(["", "taken", "with --probe", "off by", "without", "off by"], rows),
         "",
-        f"`{result['command']}`, commit {result['commit']}; {result['hardware']}; {versions}.",
+        f"`{result['command']}`, commit {result['commit']}{formula}; {result['hardware']}; {versions}.",
     ]
     write_text(file, "\n".join(lines) + "\n")
     print("\n".join(lines))
