@@ -17,8 +17,8 @@ from pydantic import Field, field_validator
 
 from seqrec_prompt.artifacts import hash_json
 from seqrec_prompt.config import Config, did_you_mean, listing, load, read_yaml
-from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.dry_run import places
+from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.steps import Step
 
 PLANS = Path(__file__).parent / "plans"
