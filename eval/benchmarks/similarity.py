@@ -1,6 +1,7 @@
 """LLMSeqSim: how many sessions a second one core answers, at the size of Amazon Beauty and with a million items.
 
-python eval/benchmarks/similarity.py --out eval/results/similarity.md
+python eval/benchmarks/similarity.py --out eval/results/similarity.md          # one core
+python eval/benchmarks/similarity.py --out eval/results/similarity.md --cores  # two, the machine idle: adds a table
 
 The vectors are random. In exact search neither their values nor the items of the sessions change the work: all
 similarities, then the k best. Each row is measured in a process of its own. Needs no data; with the extra [faiss].
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
+import os
 import resource
 import subprocess
 import sys
@@ -20,10 +23,9 @@ from typing import Any
 
 import faiss
 import numpy as np
-import torch
 from _measure import commit, table
 
-from seqrec_prompt.artifacts import write_text
+from seqrec_prompt.artifacts import write_json, write_text
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.recommenders.nearest.cells import PROBES, Cells
 from seqrec_prompt.recommenders.nearest.rows import BLOCK, ROWS
@@ -38,21 +40,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="page to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="of torch and faiss; numpy minds OMP_NUM_THREADS")
+    parser.add_argument("--cores", action="store_true", help="only the time that two cores take")
     parser.add_argument("--beauty", nargs=2, metavar=("DIM", "SIMILARITY"), help="measure this alone and print it")
     parser.add_argument("--million", metavar="SEARCH", help="measure this alone and print it")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    faiss.omp_set_num_threads(given.threads)
     if given.beauty:
         print("|".join(beauty(int(given.beauty[0]), given.beauty[1], given.seed)))
     elif given.million:
         print("|".join(million(given.million, given.seed)))
     else:
-        settings = [("--beauty", str(d), s) for d in (384, 1_536) for s in ("cosine", "dot", "euclidean", "faiss")]
-        first = [_alone(*words) for words in settings]
-        second = [_alone("--million", search) for search in ("exact", "ivf", "faiss")]
-        write_text(given.out, "\n".join(page(first, second, given.seed, given.threads)) + "\n")
+        measure(given)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Measure one part, each row in a process of its own; write it beside the page's other part, and the page."""
+    kept = given.out.with_suffix(".json")
+    results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    sizes = ("384", "1536")
+    if given.cores:
+        ways = [(size, way) for size in sizes for way in ("cosine", "faiss")]
+        part, found = "cores", {"beauty": [_alone(2, "--beauty", *words) for words in ways]}
+    else:
+        ways = [(size, way) for size in sizes for way in ("cosine", "dot", "euclidean", "faiss")]
+        found = {"beauty": [_alone(1, "--beauty", *words) for words in ways]}
+        part, found["million"] = "core", [_alone(1, "--million", search) for search in ("exact", "ivf", "faiss")]
+    words = f"--out {given.out} --seed {given.seed}" + " --cores" * given.cores
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "faiss-cpu"))
+    stamp = f"`python eval/benchmarks/similarity.py {words}`, commit {commit()}; CPU; {versions}."
+    results[part] = found | {"stamp": stamp}
+    write_json(kept, results)
+    write_text(given.out, "\n".join(page(results)) + "\n")
 
 
 def beauty(dimension: int, similarity: Any, seed: int) -> list[str]:
@@ -62,8 +79,9 @@ def beauty(dimension: int, similarity: Any, seed: int) -> list[str]:
     lengths = 1 + draw.geometric(1 / 7.9, SESSIONS)  # Beauty has 8.9 items a session
     sessions = _sessions([draw.integers(ITEMS, size=n) for n in lengths])
     name, run = _way(vectors, sessions, similarity)
-    cpu, added = _timed(run, 5)
-    return [f"{dimension:,}", name, _spread(cpu), f"{SESSIONS / np.median(cpu):,.0f}", f"{added:.2f}"]
+    cpu, elapsed, added = _timed(run, 5)
+    rate, share = SESSIONS / np.median(cpu), np.median(np.divide(cpu, elapsed))
+    return [f"{dimension:,}", name, _spread(cpu), f"{rate:,.0f}", f"{added:.2f}", _spread(elapsed), f"{share:.2f}"]
 
 
 def million(search: Any, seed: int) -> list[str]:
@@ -85,7 +103,7 @@ def million(search: Any, seed: int) -> list[str]:
     else:
         name, run = _way(vectors, sessions, "cosine" if search == "exact" else search)
     fitting = time.process_time() - started
-    cpu, added = _timed(run, 1)
+    cpu, _, added = _timed(run, 1)
     recall = "1"
     if search == "ivf":
         exact = LLMSeqSim(vectors, np.arange(MANY), SimilarityConfig()).recommend(sessions, K, exclude_seen=True)
@@ -115,15 +133,16 @@ def _sessions(lists: Any) -> Sessions:
     return Sessions.build([str(i) for i in range(len(lists))], [items.tolist() for items in lists])
 
 
-def _timed(run: Callable[[], Any], times: int) -> tuple[list[float], float]:
-    """CPU seconds of each run, and GB by which the peak memory of the process rose."""
+def _timed(run: Callable[[], Any], times: int) -> tuple[list[float], list[float], float]:
+    """CPU seconds and seconds of each run, and GB by which the peak memory of the process rose."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    cpu = []
+    cpu, elapsed = [], []
     for _ in range(times):
-        started = time.process_time()
+        started, clock = time.process_time(), time.perf_counter()
         run()
         cpu.append(time.process_time() - started)
-    return cpu, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+        elapsed.append(time.perf_counter() - clock)
+    return cpu, elapsed, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
 
 
 def _spread(seconds: list[float]) -> str:
@@ -131,40 +150,52 @@ def _spread(seconds: list[float]) -> str:
     return f"{np.median(seconds):.2f}" + (f" ({least:.2f}–{most:.2f})" if len(seconds) > 1 else "")
 
 
-def _alone(*words: str) -> list[str]:
+def _alone(threads: int, *words: str) -> list[str]:
+    """Run this file for one row, torch, BLAS and faiss with so many threads."""
     command = [sys.executable, *sys.argv, *words]
-    row = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().split("|")
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    row = done.stdout.strip().split("|")
     print(*row, sep=" | ", flush=True)
     return row
 
 
-def page(first: list[list[str]], second: list[list[str]], seed: int, threads: int) -> list[str]:
+def page(results: dict[str, Any]) -> list[str]:
     """The result page."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "faiss-cpu"))
-    return [
+    lines = [
         "# LLMSeqSim",
         "",
         f"The {K} nearest items to each session, seen items left out, harmonic weights, random vectors. Added: what "
         f"recommending adds to the peak memory of the process; at most {BLOCK:,} similarities stand at once, "
         f"{BLOCK * 4 / 2**20:.0f} MB. Euclidean computes in float64. The peer, exact search by faiss, is given the "
-        "sessions' vectors and leaves nothing out.",
-        "",
-        "## The size of Amazon Beauty",
-        "",
-        f"{ITEMS:,} items, {SESSIONS:,} sessions; CPU seconds, median of five runs (least–most).",
-        "",
-        *table(["dimensions", "way", "CPU seconds", "sessions a CPU second", "added GB"], first),
-        "",
-        "## A million items",
-        "",
-        f"{MANY:,} items of 384 dimensions, normal around {CENTRES:,} centres that are normal themselves; {ASKED:,} "
-        "sessions, each of items around one centre; cosine; one run. Recall: share of the exact lists' items.",
-        "",
-        *table(["way", "CPU seconds", "sessions a CPU second", "recall@20", "fit CPU s", "added GB"], second),
-        "",
-        f"`python eval/benchmarks/similarity.py --out eval/results/similarity.md --seed {seed} --threads {threads}`, "
-        f"commit {commit()}; CPU, {threads} core{'s' * (threads > 1)}; {versions}.",
+        "sessions' vectors and leaves nothing out. Rows of one table were measured one after another.",
     ]
+    size = f"{ITEMS:,} items, {SESSIONS:,} sessions; median of five runs (least–most)"
+    if "core" in results:
+        head = ["dimensions", "way", "CPU seconds", "sessions a CPU second", "added GB"]
+        lines += ["", "## The size of Amazon Beauty", "", f"{size}, one thread.", ""]
+        lines += table(head, [row[:5] for row in results["core"]["beauty"]])
+        lines += [
+            "",
+            "## A million items",
+            "",
+            f"{MANY:,} items of 384 dimensions, normal around {CENTRES:,} centres that are normal themselves; "
+            f"{ASKED:,} sessions, each of items around one centre; cosine; one thread, one run. Recall: share of the "
+            "exact lists' items.",
+            "",
+            *table(
+                ["way", "CPU seconds", "sessions a CPU second", "recall@20", "fit CPU s", "added GB"],
+                results["core"]["million"],
+            ),
+            "",
+            results["core"]["stamp"],
+        ]
+    if "cores" in results:
+        head = ["dimensions", "way", "seconds", "CPU seconds", "cores it had", "added GB"]
+        rows = [[row[0], row[1], row[5], row[2], row[6], row[4]] for row in results["cores"]["beauty"]]
+        lines += ["", "## On two cores", "", f"{size}, two threads. Cores it had: CPU seconds a second.", ""]
+        lines += [*table(head, rows), "", results["cores"]["stamp"]]
+    return lines
 
 
 if __name__ == "__main__":

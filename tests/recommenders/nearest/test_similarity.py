@@ -3,10 +3,13 @@
 import importlib.util
 import math
 import sys
+import threading
 from typing import get_args
 
 import numpy as np
 import pytest
+import threadpoolctl
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,6 +161,42 @@ def test_blocks_of_sessions_and_of_items_change_nothing(monkeypatch, kind, block
     assert np.array_equal(whole.items, cut.items)
     assert whole.scores == pytest.approx(cut.scores, rel=1e-6, abs=1e-6)
     assert cut.session_ids.tolist() == SESSIONS.ids.tolist()
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("kind", ["cosine", "dot", "euclidean"])
+def test_a_block_a_thread_changes_nothing(monkeypatch, kind):
+    """Also not how many threads torch and BLAS use afterwards, whether it ends well or not."""
+    monkeypatch.setattr(nearest, "FEW", 1)
+    monkeypatch.setattr(nearest, "BLOCK", 4 * N)
+    before, product, names = threadpoolctl.threadpool_info(), nearest.product, set()
+
+    def noted(*both):
+        assert torch.get_num_threads() == 1
+        names.add(threading.current_thread().name)
+        return product(*both)
+
+    monkeypatch.setattr(nearest, "product", noted)
+    found = build(similarity=kind).recommend(SESSIONS, 9, exclude_seen=True)
+    rows = ROWS.astype(np.float64).tolist()
+    for session, items in enumerate(LISTS):
+        scores = loop(rows, items, "harmonic", kind)
+        best = sorted((j for j in range(N) if j not in items), key=lambda j: (-scores[j], j))[:9]
+        assert found[session].tolist() == best
+    assert threading.main_thread().name not in names
+    monkeypatch.setattr(nearest, "product", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build(similarity=kind).recommend(SESSIONS, 9, exclude_seen=True)
+    assert torch.get_num_threads() == 2
+    assert threadpoolctl.threadpool_info() == before
 
 
 def test_no_more_than_a_block_of_similarities_stands_at_once(monkeypatch):
