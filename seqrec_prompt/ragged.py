@@ -30,6 +30,16 @@ def places(lengths: npt.NDArray[np.integer]) -> LongArray:
     return ranges(np.zeros(len(lengths), np.int64), lengths)
 
 
+def blocks(offsets: LongArray, most: int) -> Iterator[tuple[int, int]]:
+    """Cut lists into runs from..to-1 of at most `most` entries together; a longer list stands alone."""
+    start, end = 0, len(offsets) - 1
+    while start < end:
+        within = int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1
+        stop = min(max(within, start + 1), end)
+        yield start, stop
+        start = stop
+
+
 @dataclass(frozen=True, eq=False)
 class TokenLists:
     """Integers of many lists, flat: list i is `tokens[offsets[i]:offsets[i+1]]`."""

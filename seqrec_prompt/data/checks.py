@@ -176,4 +176,4 @@ def is_blank(texts: pa.Array) -> pa.Array:
 def encode(cells: pa.Array) -> tuple[IntArray, list[str]]:
     """Return (n,) the code of each cell, numbered by first appearance, and the distinct cells."""
     encoded = cells.dictionary_encode()
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32), encoded.dictionary.to_pylist()
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32, copy=False), encoded.dictionary.to_pylist()

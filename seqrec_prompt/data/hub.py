@@ -10,6 +10,8 @@ from seqrec_prompt.artifacts import hash_file, hash_json
 from seqrec_prompt.data.tables import Table, as_text_table
 from seqrec_prompt.errors import DataError
 
+ROWS = 1 << 16  # read at a time
+
 
 class HuggingFaceData:
     """One split of a dataset, named `PLACE[:config][:split]`; PLACE is a folder or `owner/name` on the hub.
@@ -30,7 +32,8 @@ class HuggingFaceData:
     def read(self, wanted: Sequence[str]) -> Table:
         """Read the wanted columns."""
         names = list(dict.fromkeys(wanted))
-        return as_text_table(self.name, self._data.select_columns(names).with_format("arrow")[:])
+        batches = self._data.select_columns(names).with_format("arrow").iter(ROWS)
+        return as_text_table(self.name, names, batches)
 
     def digest(self) -> str:
         """SHA-256 of the folder's files, or of the files that the hub's dataset was unpacked to."""

@@ -13,11 +13,11 @@ import pyarrow as pa
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.checks import CheckedTable, encode, is_blank
 from seqrec_prompt.data.problems import Problems
-from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.data.sessions import BLOCK, Sessions, TimeArray
 from seqrec_prompt.data.tables import Source, per_value
 from seqrec_prompt.data.times import TimeUnit
 from seqrec_prompt.errors import DataError
-from seqrec_prompt.ragged import IntArray, offsets_of
+from seqrec_prompt.ragged import IntArray, LongArray, blocks, offsets_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_log(
 
     log.require_text(columns.session, "session id")
     log.require_text(columns.item, "item id")
-    times = log.read_times(columns.time, time_unit) if columns.time else None
+    seconds = _seconds(log, columns, split, time_unit) if columns.time else None
     if catalog_rows:
         catalog_rows.require_text(columns.item, "item id")
         catalog_rows.require_unique(columns.item, "item id")
@@ -115,19 +115,16 @@ def read_log(
             {name: catalog_rows.good_texts(name) for name in columns.attributes},
         )
     else:
-        present = np.flatnonzero(np.bincount(item_of_row[log.good]))
-        item_of_row = np.searchsorted(present, item_of_row).astype(np.int32)
+        present = np.flatnonzero(_counts(item_of_row, log.good, len(item_ids)))
+        place = np.full(len(item_ids), -1, np.int32)
+        place[present] = np.arange(len(present))
+        item_of_row = place[item_of_row]
         catalog = _catalog_from_log(log, [item_ids[i] for i in present], item_of_row, columns)
-    for checked in filter(None, (log, catalog_rows, session_rows)):
-        if checked.table.blank:
-            problems.counts["blank row"] = problems.counts.get("blank row", 0) + checked.table.blank
-    return Log(
-        catalog,
-        _build_sessions(session_of_row, session_ids, item_of_row, times.seconds if times else None, log.good),
-        labels,
-        problems.counts,
-        notes,
-    )
+    _count_blank_rows(problems, log, catalog_rows, session_rows)
+    good = log.good
+    del log, catalog_rows, session_rows  # the tables' texts, before the rows are sorted
+    built = _build_sessions(session_of_row, session_ids, item_of_row, seconds, good)
+    return Log(catalog, built, labels, problems.counts, notes)
 
 
 def _log_flags(
@@ -150,6 +147,20 @@ def _log_flags(
             f"'{columns.title}'. An LLM knows little about bare ids: give --items or --title-column."
         )
     return flags
+
+
+def _seconds(log: CheckedTable, columns: Columns, split: str | None, unit: TimeUnit) -> TimeArray | None:
+    """(n,) the times; their text is given back, as in large logs nearly every row has one of its own."""
+    times = log.read_times(columns.time or "", unit)
+    if times and columns.time not in {columns.session, columns.item, columns.title, split, *columns.attributes}:
+        log.table.columns.pop(columns.time or "")
+    return times.seconds if times else None
+
+
+def _count_blank_rows(problems: Problems, *tables: CheckedTable | None) -> None:
+    for checked in filter(None, tables):
+        if checked.table.blank:
+            problems.counts["blank row"] = problems.counts.get("blank row", 0) + checked.table.blank
 
 
 def _find_split_column(source: Source, columns: Columns, problems: Problems, notes: list[str]) -> str | None:
@@ -201,20 +212,32 @@ def _build_sessions(
     session_of_row: IntArray,
     session_ids: list[str],
     item_of_row: IntArray,
-    seconds: npt.NDArray[np.float64] | None,
+    seconds: TimeArray | None,
     good: npt.NDArray[np.bool_],
 ) -> Sessions:
-    rows = np.flatnonzero(good)
-    keys = (session_of_row[rows],) if seconds is None else (seconds[rows], session_of_row[rows])
-    rows = rows[np.lexsort(keys)]
-    counts = np.bincount(session_of_row[rows])
+    counts = _counts(session_of_row, good, len(session_ids))
+    offsets = offsets_of(counts)
+    items = np.empty(offsets[-1], np.int32)
+    times = None if seconds is None else np.empty(offsets[-1])
+    for first, end in blocks(offsets, BLOCK):
+        rows = np.flatnonzero(good & (session_of_row >= first) & (session_of_row < end))
+        keys = (session_of_row[rows],) if seconds is None else (seconds[rows], session_of_row[rows])
+        rows = rows[np.lexsort(keys)]
+        items[offsets[first] : offsets[end]] = item_of_row[rows]
+        if times is not None and seconds is not None:
+            times[offsets[first] : offsets[end]] = seconds[rows]
     present = np.flatnonzero(counts)
-    return Sessions(
-        np.array([session_ids[i] for i in present], dtype=object),
-        offsets_of(counts[present]),
-        item_of_row[rows],
-        None if seconds is None else seconds[rows],
-    )
+    ids = np.array([session_ids[i] for i in present], dtype=object)
+    return Sessions(ids, offsets_of(counts[present]), items, times)
+
+
+def _counts(codes: IntArray, good: npt.NDArray[np.bool_], n: int) -> LongArray:
+    """(n,) how often each code stands in a good row."""
+    counts = np.zeros(n, np.int64)
+    for start in range(0, len(codes), BLOCK):
+        rows = slice(start, start + BLOCK)
+        counts += np.bincount(codes[rows][good[rows]], minlength=n)
+    return counts
 
 
 def _labels(session_ids: Sequence[str], values: Sequence[str]) -> dict[str, str]:

@@ -17,7 +17,6 @@ from seqrec_prompt.locks import locked
 if TYPE_CHECKING:
     from seqrec_prompt.data.catalog import Catalog
     from seqrec_prompt.data.dataset import Dataset
-    from seqrec_prompt.data.ingest import Log
     from seqrec_prompt.data.sessions import Holdout, Sessions, Split
     from seqrec_prompt.data.tables import Source
 
@@ -113,8 +112,11 @@ def prepare(config: PrepareConfig) -> Dataset:
 
 
 def _make(config: PrepareConfig, sources: dict[str, Source], inputs: dict[str, str], bar: Progress) -> Dataset:
+    from dataclasses import replace
+
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.data.ingest import Columns, read_log
+    from seqrec_prompt.errors import DataError
 
     columns = Columns(
         config.session_column,
@@ -135,69 +137,83 @@ def _make(config: PrepareConfig, sources: dict[str, Source], inputs: dict[str, s
         on_bad=config.on_bad,
     )
     bar.update(note=STEPS[0])
-    catalog, sessions = _filter(config, log)
+    catalog, sessions, labels = log.catalog, log.sessions, log.labels
+    told = {"dropped": log.dropped, "notes": log.notes}
+    read = len(sessions), len(sessions.items), len(catalog)
+    del log  # so that each step's sessions go when the next has made its own
+    for step in (_without_repeats, _k_core, _long_enough, _ties):
+        catalog, sessions = step(config, catalog, sessions)
+    if not len(sessions):
+        raise DataError(
+            [f"no session is left after k_core = {config.k_core} and min_session = {config.min_session}."],
+            f"The data has {read[0]:,} sessions, {read[1]:,} interactions. Is --session-column the right one?",
+        )
+    if config.title_case == "sentence":
+        catalog = replace(catalog, titles=[sentence_case(title) for title in catalog.titles])
+    n_sessions, n_interactions = len(sessions), len(sessions.items)
     bar.update(note=STEPS[1])
-    split, left_out = _split(config, sessions, log)
+    split, left_out = _split(config, sessions, labels)
+    del sessions
     bar.update(note=STEPS[2])
     settings = config.resolved()
     # What the data is, wherever its files lie and wherever it is written to.
     identity = {k: v for k, v in settings.items() if k not in (*_FILES, "out", "overwrite")}
     facts = {
         "hash": hash_json([identity, inputs]),
-        "sessions": len(sessions),
+        "sessions": n_sessions,
         "items": len(catalog),
-        "interactions": len(sessions.items),
+        "interactions": n_interactions,
         "train_sessions": len(split.train),
         "validation_sessions": len(split.validation) if split.validation else 0,
         "test_sessions": len(split.test),
-        "filtered_sessions": len(log.sessions) - len(sessions),
-        "filtered_items": len(log.catalog) - len(catalog),
-        "dropped": log.dropped,
+        "filtered_sessions": read[0] - n_sessions,
+        "filtered_items": read[2] - len(catalog),
+        "dropped": told["dropped"],
         "left_out": left_out,
         "items_sharing_a_title": _sharing(catalog),
         "empty_titles": sum(not title.strip() for title in catalog.titles),
         "tied_test_share": _tied_share(split.test),
-        "notes": log.notes,
+        "notes": told["notes"],
     }
     return Dataset(catalog, split, manifest("prepare", settings, inputs, facts))
 
 
-def _filter(config: PrepareConfig, log: Log) -> tuple[Catalog, Sessions]:
-    """Apply repeats, k-core, shortest session, ties and title case, in this order."""
+def _without_repeats(config: PrepareConfig, catalog: Catalog, sessions: Sessions) -> tuple[Catalog, Sessions]:
+    from seqrec_prompt.data.splits import first_occurrences
+
+    return catalog, first_occurrences(sessions) if config.repeats == "first" else sessions
+
+
+def _k_core(config: PrepareConfig, catalog: Catalog, sessions: Sessions) -> tuple[Catalog, Sessions]:
     from dataclasses import replace
 
     import numpy as np
 
-    from seqrec_prompt.data.splits import first_occurrences, k_core, shuffle_ties
-    from seqrec_prompt.errors import DataError
+    from seqrec_prompt.data.splits import k_core
 
-    catalog, sessions = log.catalog, log.sessions
-    if config.repeats == "first":
-        sessions = first_occurrences(sessions)
-    if config.k_core:
-        sessions = k_core(sessions, config.k_core)
-        present = np.flatnonzero(np.bincount(sessions.items))
-        catalog = catalog.take(present)
-        sessions = replace(sessions, items=np.searchsorted(present, sessions.items).astype(np.int32))
-    sessions = sessions.take(sessions.lengths >= config.min_session)
-    if not len(sessions):
-        raise DataError(
-            [f"no session is left after k_core = {config.k_core} and min_session = {config.min_session}."],
-            f"The data has {len(log.sessions):,} sessions, {len(log.sessions.items):,} interactions. "
-            "Is --session-column the right one?",
-        )
-    if config.ties == "shuffle":
-        sessions = shuffle_ties(sessions, config.seed)
-    if config.title_case == "sentence":
-        catalog = replace(catalog, titles=[sentence_case(title) for title in catalog.titles])
-    return catalog, sessions
+    if not config.k_core:
+        return catalog, sessions
+    sessions = k_core(sessions, config.k_core)
+    present = np.flatnonzero(np.bincount(sessions.items))
+    items = np.searchsorted(present, sessions.items).astype(np.int32)
+    return catalog.take(present), replace(sessions, items=items)
 
 
-def _split(config: PrepareConfig, sessions: Sessions, log: Log) -> tuple[Split, dict[str, int]]:
+def _long_enough(config: PrepareConfig, catalog: Catalog, sessions: Sessions) -> tuple[Catalog, Sessions]:
+    return catalog, sessions.take(sessions.lengths >= config.min_session)
+
+
+def _ties(config: PrepareConfig, catalog: Catalog, sessions: Sessions) -> tuple[Catalog, Sessions]:
+    from seqrec_prompt.data.splits import shuffle_ties
+
+    return catalog, shuffle_ties(sessions, config.seed) if config.ties == "shuffle" else sessions
+
+
+def _split(config: PrepareConfig, sessions: Sessions, labels: dict[str, str]) -> tuple[Split, dict[str, int]]:
     from seqrec_prompt.data import splits
 
     if config.split == "column":
-        return splits.column(sessions, log.labels)
+        return splits.column(sessions, labels)
     if config.split == "leave_one_out":
         return splits.leave_one_out(sessions), {}
     return splits.temporal(sessions, config.test_fraction, config.seed if config.ties == "shuffle" else None), {}

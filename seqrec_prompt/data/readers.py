@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from seqrec_prompt.artifacts import hash_file
-from seqrec_prompt.data.problems import mask_of
-from seqrec_prompt.data.tables import Source, Table, as_text_table, legible
+from seqrec_prompt.data.tables import Growing, Source, Table, as_text_table, legible, row_numbers
 from seqrec_prompt.errors import DataError
 
 KNOWN = ".csv, .tsv, .inter, .item, .user (each also .gz), .parquet, or a Hugging Face dataset"
-# One row of a CSV must fit into a block.
-_BLOCK_BYTES = 32 << 20
+# One row of a CSV must fit into a block. Arrow reads up to 32 of them ahead.
+_BLOCK_BYTES = 4 << 20
 _CELLS = pa.dictionary(pa.int32(), pa.large_binary())
 
 
@@ -79,23 +76,28 @@ class DelimitedFile:
             return "skip"
 
         names = {name: self._header[self.columns.index(name)] for name in dict.fromkeys(wanted)}
-        table = self._parse(list(dict.fromkeys([*names.values(), self._header[-1]])), skip)
+        growing = {name: Growing() for name in names}
+        rows, last = 0, b""
+        for batch in self._parse(list(dict.fromkeys([*names.values(), self._header[-1]])), skip):
+            rows += batch.num_rows
+            for name, cells in growing.items():
+                cells.append(batch[names[name]])
+            if batch.num_rows:
+                last = batch[self._header[-1]][-1].as_py()
         if broken:
             raise DataError([f'{self.name}: row {broken[0]}: a quote (") opened in this row is not closed in it.'])
-        total = table.num_rows + len(skipped)
-        kept = ~mask_of(np.array([row - 2 for row, _, _ in skipped], np.int64), total)
-        numbers = np.arange(2, total + 2)[kept]
-        self._refuse_open_quote(table, numbers)
-        columns = {name: table[column].unify_dictionaries().combine_chunks() for name, column in names.items()}
-        return legible(self.name, columns, numbers, skipped)
+        numbers = row_numbers(rows + len(skipped), [row for row, _, _ in skipped])
+        if b"\n" in last and not self._is_atomic:
+            self._refuse_open_quote(int(numbers[-1]))
+        return legible(self.name, {name: cells.column() for name, cells in growing.items()}, numbers, skipped)
 
     def digest(self) -> str:
         """SHA-256 of the file."""
         return hash_file(self.path)
 
-    def _parse(self, include: Sequence[str], skip: Any) -> pa.Table:
+    def _parse(self, include: Sequence[str], skip: Any) -> Iterator[pa.RecordBatch]:
         try:
-            return pacsv.read_csv(
+            yield from pacsv.open_csv(
                 self.path,
                 # Only a single thread counts rows.
                 read_options=pacsv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
@@ -128,17 +130,14 @@ class DelimitedFile:
             raise DataError([f"{self.name}: row 1 is not UTF-8 text. Save the file as UTF-8."])
         return header
 
-    def _refuse_open_quote(self, table: pa.Table, numbers: npt.NDArray[np.int64]) -> None:
+    def _refuse_open_quote(self, number: int) -> None:
         """A quote that is never closed swallows the rest of the file into one cell, without a word from the parser."""
-        last = self._header[-1]
-        if self._is_atomic or table.num_rows == 0 or b"\n" not in table[last][-1].as_py():
-            return
         tail = b""
         with pa.input_stream(self.path) as raw:
             while chunk := raw.read(_BLOCK_BYTES):
                 tail = (tail + chunk)[-1024:]
         if not tail.rstrip(b"\r\n").endswith(b'"'):
-            raise DataError([f'{self.name}: row {numbers[-1]}: a quote (") opened in this row is never closed.'])
+            raise DataError([f'{self.name}: row {number}: a quote (") opened in this row is never closed.'])
 
 
 class ParquetFile:
@@ -154,11 +153,12 @@ class ParquetFile:
 
     def read(self, wanted: Sequence[str]) -> Table:
         """Read the wanted columns."""
+        columns = list(dict.fromkeys(wanted))
         try:
-            table = pq.read_table(self.path, columns=list(dict.fromkeys(wanted)))
+            with pq.ParquetFile(self.path) as file:
+                return as_text_table(self.name, columns, file.iter_batches(columns=columns))
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError([f"{self.name}: cannot be read as Parquet: {error}"]) from None
-        return as_text_table(self.name, table)
 
     def digest(self) -> str:
         """SHA-256 of the file."""

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seqrec_prompt.artifacts import atomic_file
-from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, ranges
+from seqrec_prompt.ragged import IntArray, LongArray, blocks, offsets_of, ranges
 
 IdArray = npt.NDArray[np.object_]
 TimeArray = npt.NDArray[np.float64]
+BLOCK = 1 << 21  # entries copied or sorted at once: what that takes beside the arrays themselves is bounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +80,19 @@ class Sessions:
 
     def select_items(self, keep: npt.NDArray[np.bool_]) -> Sessions:
         """Keep the entries marked in `keep` (total,); sessions stay, if need be empty."""
-        counts = np.bincount(self.rows[keep], minlength=len(self))
-        offsets = offsets_of(counts)
+        offsets = offsets_of(keep.view(np.int8))[self.offsets]
         return Sessions(self.ids, offsets, self.items[keep], None if self.times is None else self.times[keep])
 
     def _gather(self, ids: npt.NDArray[Any], starts: LongArray, lengths: LongArray) -> Sessions:
         offsets = offsets_of(lengths)
-        entries = ranges(starts, lengths)
-        times = None if self.times is None else self.times[entries]
-        return Sessions(self.ids[ids], offsets, self.items[entries], times)
+        items = np.empty(offsets[-1], self.items.dtype)
+        times = None if self.times is None else np.empty(offsets[-1])
+        for first, end in blocks(offsets, BLOCK):
+            entries, to = ranges(starts[first:end], lengths[first:end]), slice(offsets[first], offsets[end])
+            items[to] = self.items[entries]
+            if times is not None and self.times is not None:
+                times[to] = self.times[entries]
+        return Sessions(self.ids[ids], offsets, items, times)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Sessions]) -> Sessions:

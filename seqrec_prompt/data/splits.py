@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from seqrec_prompt.data.sessions import Holdout, Sessions, Split
+from seqrec_prompt.data.sessions import BLOCK, Holdout, Sessions, Split
 from seqrec_prompt.errors import DataError
+from seqrec_prompt.ragged import blocks
 
 _TRAIN, _TEST = ("train", "training"), ("test",)
 _VALIDATION = ("valid", "validation", "val", "dev")
@@ -60,9 +61,15 @@ def shuffle_ties(sessions: Sessions, seed: int) -> Sessions:
     """
     if sessions.times is None:
         return sessions
-    chance = np.random.default_rng(seed).random(len(sessions.items))
-    order = np.lexsort((chance, sessions.times, sessions.rows))
-    return replace(sessions, items=sessions.items[order], times=sessions.times[order])
+    draw = np.random.default_rng(seed)
+    items, times = np.empty_like(sessions.items), np.empty_like(sessions.times)
+    for first, end in blocks(sessions.offsets, BLOCK):
+        part = slice(sessions.offsets[first], sessions.offsets[end])
+        rows = np.repeat(np.arange(first, end), sessions.lengths[first:end])
+        chance = draw.random(len(rows))  # in runs, the numbers that one call gives
+        order = part.start + np.lexsort((chance, sessions.times[part], rows))
+        items[part], times[part] = sessions.items[order], sessions.times[order]
+    return replace(sessions, items=items, times=times)
 
 
 def temporal(sessions: Sessions, test_fraction: float = 0.2, seed: int | None = 0) -> Split:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqrec_prompt.errors import DataError
+from seqrec_prompt.ragged import IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Table:
 
     name: str
     columns: dict[str, pa.DictionaryArray]
-    numbers: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.integer]
     ragged: list[tuple[int, int, int]] = field(default_factory=list)
     illegible: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     blank: int = 0
@@ -49,13 +50,66 @@ class Source(Protocol):
         ...
 
 
-def as_text_table(name: str, table: pa.Table) -> Table:
+class Growing:
+    """A column of text that is read batch by batch and never stands whole: codes, and each distinct text once.
+
+    Codes number the texts by first appearance. Batches are joined like the runs of a merge sort, so that n texts are
+    looked up log(n) times and not once a batch.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[pa.Array, list[IntArray]]] = []
+
+    def append(self, cells: pa.DictionaryArray) -> None:
+        """Add the cells of the next batch, their dictionary in order of first appearance."""
+        self._runs.append((cells.dictionary, [cells.indices.to_numpy(zero_copy_only=False).astype(np.int32)]))
+        while len(self._runs) > 1 and len(self._runs[-2][0]) < 2 * len(self._runs[-1][0]):
+            self._join()
+
+    def column(self) -> pa.DictionaryArray:
+        """The whole column; call it once, at the end."""
+        while len(self._runs) > 1:
+            self._join()
+        texts, parts = self._runs.pop() if self._runs else (pa.array([], pa.large_binary()), [])
+        codes = np.empty(sum(map(len, parts)), np.int32)
+        end = len(codes)
+        while parts:  # from the last, each given back once it is copied
+            part = parts.pop()
+            codes[end - len(part) : end] = part
+            end -= len(part)
+        return pa.DictionaryArray.from_arrays(codes, texts)
+
+    def _join(self) -> None:
+        (known, parts), (others, later) = self._runs[-2:]
+        found = pc.index_in(others, value_set=known)
+        new = found.is_null()
+        code = found.fill_null(0).to_numpy(zero_copy_only=False).copy()
+        is_new = new.to_numpy(zero_copy_only=False)
+        code[is_new] = len(known) + np.arange(is_new.sum())
+        for codes in later:
+            codes[:] = code[codes]
+        self._runs[-2:] = [(pa.concat_arrays([known, others.filter(new)]), parts + later)]
+
+
+def as_text_table(name: str, columns: Sequence[str], batches: Iterable[pa.RecordBatch | pa.Table]) -> Table:
     """Turn typed columns into text; missing values become "". Raises DataError for nested columns."""
-    columns = {column: _as_bytes(name, column, table[column].combine_chunks()) for column in table.column_names}
-    return legible(name, columns, np.arange(2, table.num_rows + 2), [])
+    growing = {column: Growing() for column in columns}
+    rows = 0
+    for batch in batches:
+        rows += batch.num_rows
+        for column, cells in growing.items():
+            cells.append(_as_bytes(name, column, batch[column]))
+    return legible(name, {column: cells.column() for column, cells in growing.items()}, row_numbers(rows), [])
 
 
-def _as_bytes(name: str, column: str, cells: pa.Array) -> pa.Array:
+def row_numbers(rows: int, ragged: Sequence[int] = ()) -> npt.NDArray[np.integer]:
+    """(rows - len(ragged),) 2, 3 … as a spreadsheet counts below the header, without the numbers in `ragged`."""
+    numbers = np.arange(2, rows + 2, dtype=np.min_scalar_type(rows + 2))
+    return np.delete(numbers, np.array(ragged, np.int64) - 2) if ragged else numbers
+
+
+def _as_bytes(name: str, column: str, cells: pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:
+    cells = cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
     if pa.types.is_dictionary(cells.type):
         cells = cells.dictionary_decode()
     try:
@@ -74,7 +128,7 @@ def per_value(cells: pa.DictionaryArray, function: Callable[[pa.Array], pa.Array
 
 
 def legible(
-    name: str, raw: dict[str, pa.DictionaryArray], numbers: npt.NDArray[np.int64], ragged: list[tuple[int, int, int]]
+    name: str, raw: dict[str, pa.DictionaryArray], numbers: npt.NDArray[np.integer], ragged: list[tuple[int, int, int]]
 ) -> Table:
     """Decode the columns, and leave out rows with nothing in any of them (blank lines)."""
     columns, illegible = {}, {}

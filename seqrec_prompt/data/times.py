@@ -66,7 +66,7 @@ def parse_times(cells: pa.Array, unit: TimeUnit = "auto") -> Times:
         forms[forms == _DATES] = ("s", "ms", "us", "ns").index(unit)
     where = encoded.indices.to_numpy(zero_copy_only=False)
     form_of_row = forms[where]
-    counts = np.bincount(form_of_row[form_of_row != _BAD], minlength=len(FORMS))
+    counts = [np.count_nonzero(form_of_row == form) for form in range(len(FORMS))]
     return Times(values[where], form_of_row, int(np.argmax(counts)))
 
 

@@ -213,7 +213,7 @@ def test_a_cell_costs_a_code_and_not_its_text(tmp_path, monkeypatch):
     cells = [f"{i:03d}" * 66 for i in range(100)]
     path.write_text("a,b\n" + "".join(f"{cells[i % 100]},{cells[i % 99]}\n" for i in range(n)))
     assert path.stat().st_size > 79e6
-    monkeypatch.setattr("seqrec_prompt.data.readers._BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr("seqrec_prompt.data.readers._BLOCK_BYTES", 1 << 17)
     usual = pa.default_memory_pool()
     pa.set_memory_pool(pool := COUNTING)
     try:
