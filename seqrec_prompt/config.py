@@ -247,7 +247,9 @@ def _explain(cls: type[Config], error: Any) -> str:
     if error["type"] == "value_error" and not key:
         return str(error["ctx"]["error"])
     wording = {"path_type": "not a path"}.get(error["type"], error["msg"].removeprefix("Value error, "))
-    return f"'{key}' = {error['input']!r}: {wording}"
+    field = dict(_walk(cls)).get(key)
+    hidden = field is not None and not field.repr  # somebody may have put a key there
+    return f"'{key}': {wording}" if hidden else f"'{key}' = {error['input']!r}: {wording}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -25,8 +25,12 @@ HOSTED_FIELDS = ("base_url", "key_variable", "timeout", "encoding", "prices", "f
 class ServiceConfig(Config):
     """Where a hosted service is."""
 
-    base_url: str = Field(OPENAI, description="the service: OpenAI, or any that speaks its protocol (vLLM, Azure, …)")
-    key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; never the key")
+    base_url: str = Field(
+        OPENAI, description="the service: OpenAI, or any that speaks its protocol (vLLM, Azure, …)", repr=False
+    )
+    key_variable: str = Field(
+        "OPENAI_API_KEY", description="environment variable that holds the key; never the key", repr=False
+    )
     timeout: float = Field(120, gt=0, description="seconds to wait for one answer")
 
     @classmethod
@@ -44,6 +48,13 @@ class ServiceConfig(Config):
             # It goes into manifests.
             raise ValueError("must hold no key or password; a key comes from the environment, see 'key_variable'")
         return url.rstrip("/")
+
+    @field_validator("key_variable")
+    @classmethod
+    def _name_only(cls, name: str) -> str:
+        if not name.isidentifier():
+            raise ValueError("must be the name of an environment variable; the key is read from there")
+        return name
 
 
 class HostedConfig(ServiceConfig):

@@ -98,7 +98,8 @@ def run(
         write_json(config.out / STARTED, dict(wanted))
     checkpoint = _last_checkpoint(checkpoints)
     if process.is_main_process and checkpoint:
-        print(f"going on from {checkpoint}")
+        state = json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
+        print(f"going on: {state['global_step']:,}/{state['max_steps']:,} steps are done ({checkpoint})")
     watch(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if not all(weight.isfinite().all() for weight in trainer.model.parameters() if weight.requires_grad):

@@ -139,6 +139,8 @@ def tune(config: TuneConfig) -> Path:
         pruner=optuna.pruners.MedianPruner(),
     )
     _give_up_broken_off(study)
+    if (done := len(_done(study))) and not _is_over(config, study):
+        print(f"going on: {done:,}{f'/{config.trials:,}' if config.trials else ''} trials are done")
     folds = _folds(config, data)
     while not _is_over(config, study):
         _one_trial(config, space, study, data, table, folds)

@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from processes import Server
 
@@ -53,6 +54,36 @@ def embed_argv(tiny_model, dataset_dir):
 def fit_argv(dataset_dir):
     def build(out, *more):
         return ["fit", "--data", dataset_dir, "--recommender", "v-sknn", "--out", out, *more]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def sequential_argv(dataset_dir):
+    """Many short epochs of a small GRU4Rec."""
+    settings = ["--sequential.dim", 8, "--sequential.epochs", 60, "--sequential.patience", "none"]
+
+    def build(out, *more):
+        return ["fit", "--data", dataset_dir, "--recommender", "gru4rec", *settings, "--out", out, *more]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tune_argv(dataset_dir, tmp_path_factory):
+    """Eight trials on folds by time; each session comes at its place in the data."""
+    folder = tmp_path_factory.mktemp("tune")
+    data = Dataset.load(dataset_dir)
+    train = data.split.train
+    timed = replace(train, times=np.arange(len(train)).astype(float)[train.rows])
+    (folder / "data").mkdir()
+    replace(data, split=replace(data.split, train=timed)).save(folder / "data")
+    settings = "{neighbors.k_neighbors: {low: 1, high: 20}, neighbors.similarity: [cosine, dot, binary]}"
+    (folder / "space.yaml").write_text(f"recommender: sknn\nsettings: {settings}\n")
+
+    def build(out, *more):
+        fixed = ["tune", "--data", folder / "data", "--space", folder / "space.yaml", "--random-trials", 3]
+        return [*fixed, "--trials", 8, "--out", out, *more]
 
     return build
 

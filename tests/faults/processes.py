@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ PRELOADED = [
     "seqrec_prompt.engines.embedder",
     "seqrec_prompt.decoding.compiled",
     "seqrec_prompt.evaluation.evaluate",
+    "seqrec_prompt.recommenders.tune",
+    "optuna",
     "processes",
 ]
 
@@ -75,10 +77,14 @@ class Running:
 
     def wait_for(self, path: Path, size: int = 1, timeout: float = 60) -> None:
         """Wait until a file has `size` bytes."""
+        self.wait_until(lambda: path.exists() and path.stat().st_size >= size, timeout)
+
+    def wait_until(self, seen: Callable[[], bool], timeout: float = 60) -> None:
+        """Wait until something is so."""
         end = time.monotonic() + timeout
-        while not (path.exists() and path.stat().st_size >= size):
+        while not seen():
             if self.process.exitcode is not None or time.monotonic() > end:
-                raise TimeoutError(f"{path} did not appear:\n{self.output}")
+                raise TimeoutError(f"what was waited for did not come:\n{self.output}")
             time.sleep(0.002)
 
 
@@ -91,19 +97,20 @@ class Server:
         self.folder = folder
         self.started = 0
 
-    def start(self, argv: Sequence[object], fault: Fault | None = None) -> Running:
-        """Start `seqrec-prompt ARGV`."""
+    def start(self, argv: Sequence[object], fault: Fault | None = None, *, fresh: bool = False) -> Running:
+        """Start `seqrec-prompt ARGV`; `fresh`: not forked, which autograd does not bear."""
         self.started += 1
         log = self.folder / f"{self.started}.log"
         log.touch()
         words = [str(word) for word in argv]
-        process = self.context.Process(target=work, args=(words, log, self.folder / "cache", fault or Fault()))
+        context = multiprocessing.get_context("spawn") if fresh else self.context
+        process = context.Process(target=work, args=(words, log, self.folder / "cache", fault or Fault()))
         process.start()
         return Running(process, log)
 
-    def run(self, argv: Sequence[object], fault: Fault | None = None) -> tuple[int, str]:
+    def run(self, argv: Sequence[object], fault: Fault | None = None, *, fresh: bool = False) -> tuple[int, str]:
         """Exit code and output of the verb."""
-        running = self.start(argv, fault)
+        running = self.start(argv, fault, fresh=fresh)
         return running.wait(), running.output
 
 

@@ -43,7 +43,7 @@ def test_a_checkpoint_killed_half_written_is_passed_over(tiny_model, dataset_dir
     assert not (torn.parent / "trainer_state.json").exists()
     capsys.readouterr()
     finetune(FinetuneConfig(**settings("out")))
-    assert f"going on from {out / 'checkpoints' / 'checkpoint-2'}" in capsys.readouterr().out
+    assert f"steps are done ({out / 'checkpoints' / 'checkpoint-2'})" in capsys.readouterr().out
     whole = finetune(FinetuneConfig(**settings("whole")))
     assert sorted(losses(out)) == [1, 2, 3, 4, 5]
     for step, loss in losses(whole).items():

@@ -1,5 +1,6 @@
 """SIGKILL at random points: the run goes on and ends as an unbroken one does."""
 
+import csv
 import json
 import random
 import re
@@ -32,10 +33,22 @@ def batches_of(path):
     return [len(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def trials_of(path):
+    """All but how long a trial took."""
+    with (path / "trials.csv").open() as stream:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(stream)]
+
+
+def result_of(verb, path):
+    """What is there whole or not at all; a study stands in its directory while it is made."""
+    return path / "best.yaml" if verb == "tune" else path
+
+
 READERS = {
     "recommend": rows_of,
     "embed": arrays_of("embeddings.safetensors"),
     "fit": arrays_of("arrays.safetensors"),
+    "tune": lambda path: (trials_of(path), (path / "best.yaml").read_text()),
 }
 
 
@@ -65,7 +78,7 @@ def test_killed_at_random_points_it_ends_as_an_unbroken_run(verb, request, serve
         code = running.wait()
         assert code in (-signal.SIGKILL, 0), running.output
         killed, finished = killed + (code != 0), finished + (code == 0)
-        if (folder / "out").exists():  # whole or not at all
+        if result_of(verb, folder / "out").exists():  # whole or not at all
             assert read(folder / "out") == wanted
         if code == 0:
             assert content_of(folder) == ["out"]
@@ -79,6 +92,30 @@ def test_killed_at_random_points_it_ends_as_an_unbroken_run(verb, request, serve
     assert again <= killed * max(batches, default=0)  # at most one batch a kill
     redone = f"; {again} of {sum(done)} {'sessions' if verb == 'recommend' else 'texts'} read again" if done else ""
     outcome(verb, f"SIGKILL at {points} random points", f"{finished + 1} runs ended, each with the same result{redone}")
+
+
+def test_a_killed_training_of_a_sequential_model_ends_as_an_unbroken_one(
+    server, sequential_argv, points, tmp_path, outcome
+):
+    """Killed some epochs after it began or went on; none that a checkpoint holds is done again."""
+    read, chance = READERS["fit"], random.Random(11)
+    whole, out, checkpoint = tmp_path / "whole", tmp_path / "out", tmp_path / "out.checkpoint"
+    code, said = server.run(sequential_argv(whole), fresh=True)
+    assert code == 0, said
+    for _ in range(points):
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        running = server.start(sequential_argv(out), fresh=True)
+        running.wait_until(lambda old=before: checkpoint.exists() and checkpoint.stat().st_mtime_ns != old)
+        running.process.join(chance.uniform(0, 0.1))
+        running.kill()
+        assert running.wait() == -signal.SIGKILL, running.output
+        assert not out.exists()
+    code, said = server.run(sequential_argv(out), fresh=True)
+    assert code == 0, said
+    assert int(re.search(r"going on: (\d+)/60 epochs are done", said)[1]) >= points
+    assert read(out) == read(whole)
+    assert content_of(tmp_path) == ["out", "whole"]
+    outcome("fit of GRU4Rec", f"SIGKILL at {points} random points", "goes on after the last epoch; same weights")
 
 
 def test_a_torn_last_record_is_made_again(server, recommend_argv, tmp_path, outcome):

@@ -73,7 +73,7 @@ def test_a_stopped_run_ends_like_an_unbroken_one(config_of, unbroken, monkeypatc
         finetune(config)
     assert len(steps) == (3 if step > 3 else 6)  # what stands in a checkpoint is not done again
     shown = capsys.readouterr().out
-    assert (f"going on from {config.out / 'checkpoints' / 'checkpoint-3'}" in shown) == (step > 3)
+    assert (f"going on: 3/6 steps are done ({config.out / 'checkpoints' / 'checkpoint-3'})" in shown) == (step > 3)
     assert losses(config) == pytest.approx(losses(unbroken), rel=1e-6)
     assert sorted(losses(config)) == [1, 2, 3, 4, 5, 6]
     final, expected = (load_file(c.out / "adapter_model.safetensors") for c in (config, unbroken))

@@ -1,6 +1,7 @@
 """`tune`: what is searched and judged, that it goes on, ends, prunes, and what it refuses."""
 
 import csv
+import re
 import sys
 from dataclasses import replace
 
@@ -83,7 +84,7 @@ def test_from_the_command_line_to_a_fit(timed, space, tmp_path, capsys):
     assert "fitted: " in capsys.readouterr().out
 
 
-def test_a_search_goes_on_as_if_unbroken(timed, space, tmp_path, monkeypatch):
+def test_a_search_goes_on_as_if_unbroken(timed, space, tmp_path, monkeypatch, capsys):
     config = TuneConfig(data=timed, space=space, out=tmp_path / "one", trials=9, random_trials=3)
     tune(config)
     tune(config.model_copy(update={"out": tmp_path / "two", "trials": 2}))
@@ -98,7 +99,9 @@ def test_a_search_goes_on_as_if_unbroken(timed, space, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "build", breaks)
     with pytest.raises(KeyboardInterrupt):
         tune(config.model_copy(update={"out": tmp_path / "two"}))
+    assert "going on: 2/9 trials are done" in capsys.readouterr().out
     tune(config.model_copy(update={"out": tmp_path / "two"}))
+    assert re.search(r"going on: [2-8]/9 trials are done", capsys.readouterr().out)
     assert rows(tmp_path / "one") == rows(tmp_path / "two")
     assert len(rows(tmp_path / "one")) == 9
     assert len({tuple(row.values()) for row in rows(tmp_path / "one")}) == 9

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from seqrec_prompt import console
-from seqrec_prompt.artifacts import atomic_file, is_done
+from seqrec_prompt.artifacts import atomic_file, is_done, recover
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.errors import ArtifactError, DataError, ModelError
 from seqrec_prompt.ragged import LongArray
@@ -103,7 +103,7 @@ class Checkpoint:
             i, _, rest = name.partition(".")
             moments.setdefault(int(i), {})[rest] = tensor
         optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-        print(f"going on after epoch {len(history)}: {self.path}")
+        print(f"going on: {len(history):,}/{model.config.epochs:,} epochs are done")
         return Progress(history, parts["best"])
 
 
@@ -133,6 +133,8 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
+    if checkpoint and checkpoint.path.parent.exists() and accelerator.is_main_process:
+        recover(checkpoint.path)  # a kill while one was written
     progress = checkpoint.load(model, optimizer) if checkpoint else Progress()
     network, optimizer = accelerator.prepare(model, optimizer)
     with console.progress(config.epochs, f"train {model.kind}", "epochs", len(progress.history)) as bar:

@@ -87,7 +87,7 @@ def test_a_run_broken_off_goes_on_and_equals_an_unbroken_one(dataset_dir, tmp_pa
     with pytest.raises(ArtifactError, match=r"config.sequential.seed: was 0, is 1"):
         fit(settings(dataset_dir, tmp_path / "two", sequential={"epochs": 4, "seed": 1}))
     fit(config.model_copy(update={"out": tmp_path / "two"}))
-    assert "going on after epoch 2" in capsys.readouterr().out
+    assert "going on: 2/" in capsys.readouterr().out
     one, two = (load_file(tmp_path / name / fitted.ARRAYS) for name in ("one", "two"))
     assert set(one) == set(two)
     assert all(np.array_equal(one[name], two[name]) for name in one)
