@@ -32,7 +32,7 @@ FLOORS = [
     {"serving", "planning"},
     {"cli", "__main__", "dry_run", "completion", "init", "steps", "quickstart", "reproduction", ""},
 ]
-HEAVY = ("torch", "transformers", "peft", "trl")
+HEAVY = ("torch", "transformers", "peft", "trl", "vllm")
 HEAVY_ROOMS = {"engines", "finetuning"}
 # In the room of the sequential models these two are read by others, before any model is.
 TORCH = "seqrec_prompt.recommenders.sequential."
@@ -139,7 +139,7 @@ def test_help_loads_no_heavy_library():
     script = """
 import contextlib, importlib.util, io, json, sys
 from seqrec_prompt import cli
-heavy = ("torch", "transformers", "datasets", "peft", "trl", "accelerate")
+heavy = ("torch", "transformers", "datasets", "peft", "trl", "accelerate", "vllm")
 loaded = {"import seqrec_prompt.cli": [name for name in heavy if name in sys.modules]}
 for verb in cli.VERBS:
     if importlib.util.find_spec(cli.VERBS[verb].module) is None:

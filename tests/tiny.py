@@ -57,7 +57,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def build_model(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
+def build_model(vocabulary: int, seed: int = 0, head_dim: int = 16) -> LlamaForCausalLM:
     """Build a random two-layer Llama with grouped-query attention whose next-token distributions are peaked."""
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -66,6 +66,7 @@ def build_model(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=2048,
         initializer_range=0.5,
         tie_word_embeddings=False,
@@ -78,10 +79,10 @@ def build_model(vocabulary: int, seed: int = 0) -> LlamaForCausalLM:
         return LlamaForCausalLM(config).float().eval()
 
 
-def save_tiny_model(directory: Path) -> Path:
+def save_tiny_model(directory: Path, head_dim: int = 16) -> Path:
     """Write model and tokenizer as transformers reads them; returns the directory."""
     tokenizer = build_tokenizer()
-    build_model(len(tokenizer)).save_pretrained(directory)
+    build_model(len(tokenizer), head_dim=head_dim).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 

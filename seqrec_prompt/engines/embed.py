@@ -22,15 +22,18 @@ if TYPE_CHECKING:
     from seqrec_prompt.data.catalog import Catalog
     from seqrec_prompt.embeddings.encode import Embedder
 
+VLLM_TOKENS = 65_536  # handed to vLLM at once, which plans itself what it reads together
+
 
 class EmbedConfig(HostedConfig):
     """Settings of `embed`."""
 
     data: Path = Field(description="directory made by 'prepare'")
     out: Path = Field(description="directory for the embeddings")
-    engine: Literal["local", "openai"] = Field(
-        "local",
-        description="'openai': a hosted model, at OpenAI or at a service that speaks its protocol; see 'hosted'",
+    engine: Literal["transformers", "vllm", "openai"] = Field(
+        "transformers",
+        description="what runs the model: 'transformers' also for sentence-transformers models, 'vllm' (extra [vllm]) "
+        "for causal ones; 'openai': a hosted model, at OpenAI or at a service that speaks its protocol; see 'hosted'",
     )
     model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled); hosted: the service's name")
     revision: str | None = Field(None, description="revision of a hub model")
@@ -47,7 +50,11 @@ class EmbedConfig(HostedConfig):
         "word: \"' with pooling 'last'",
     )
     max_tokens: int = Field(512, ge=1, description="tokens read of an item at most; what an item has more is cut")
-    batch_tokens: int = Field(4096, ge=1, description="tokens read together, padding included; changes no vector")
+    batch_tokens: int = Field(
+        4096,
+        ge=1,
+        description=f"tokens read together, padding included; unset with vllm: {VLLM_TOKENS}; changes no vector",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "float32", description="of the model; in half precision a vector depends a little on what is read beside it"
     )
@@ -56,10 +63,9 @@ class EmbedConfig(HostedConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _hosted_models_pool_themselves(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("engine") == "openai":
-            return {"pooling": "own"} | values
-        return values
+    def _engines_have_their_own(cls, values: Any) -> Any:
+        own: dict[Any, dict[str, Any]] = {"openai": {"pooling": "own"}, "vllm": {"batch_tokens": VLLM_TOKENS}}
+        return own.get(values.get("engine"), {}) | values if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _engine_takes_it(self) -> EmbedConfig:
@@ -78,12 +84,15 @@ class EmbedConfig(HostedConfig):
             raise ValueError(f"'prompt' = {self.prompt!r} must hold {ITEM} once, where the item's text goes")
         if self.pooling == "own" and self.adapter is not None:
             raise ValueError("'adapter' is for causal language models: leave it out, or choose another pooling")
+        if self.pooling == "own" and self.engine == "vllm":
+            raise ValueError("'engine' vllm is for causal language models: leave it out, or choose another pooling")
         return self
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what is made."""
         # It does not matter how many are read together: a run that met the end of the memory goes on with fewer.
-        unused = {"batch_tokens"} | ({"engine", "dimensions", "base_url"} if self.engine == "local" else set())
+        unused = {"batch_tokens"} | (set() if self.engine == "openai" else {"dimensions", "base_url"})
+        unused |= {"engine"} if self.engine == "transformers" else set()
         return {name: value for name, value in super().identity().items() if name not in unused}
 
 
@@ -173,4 +182,10 @@ def load_embedder(config: EmbedConfig) -> Embedder:
 
     if config.pooling == "own":
         return SentenceEmbedder.load(config.model, config.dtype, config.revision)
+    if config.engine == "vllm":
+        from seqrec_prompt.engines.vllm import VLLMEmbedder
+
+        return VLLMEmbedder.load(
+            config.model, config.adapter, config.pooling, config.dtype, config.revision, context=config.max_tokens
+        )
     return CausalEmbedder.load(config.model, config.adapter, config.pooling, config.dtype, config.revision)

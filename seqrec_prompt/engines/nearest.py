@@ -37,8 +37,9 @@ class NearestTitle:
 
     @cached_property
     def embedder(self) -> Embedder:
-        """The table's model."""
-        return load_embedder(self.config)
+        """The table's model; for a few texts it is not worth to start vLLM, and the vectors are the same."""
+        engine = "transformers" if self.config.engine == "vllm" else self.config.engine
+        return load_embedder(self.config.model_copy(update={"engine": engine}))
 
     def __call__(self, texts: Sequence[str]) -> tuple[LongArray, FloatArray]:
         """(texts,) the nearest item of each text, the first of equally near ones, and their cosine."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from seqrec_prompt.recommenders.base import Recommendations
 
 FILTERS = ("deny", "allow", "out_of_stock")
-WINDOW = 64  # sessions sorted by length, so that like ones are decoded together
+WINDOW = 64  # sessions, at least, sorted by length, so that like ones are decoded together
 BLOCK = 1024  # sessions that a recommender without an LLM answers between two looks at the clock
 # Settings that mean something to every recommender; the others are the LLM's.
 SHARED = ("data", "out", "recommender", "part", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
@@ -96,7 +96,7 @@ def recommend(config: RecommendConfig) -> Path:
     journal = Journal(journal_file, wanted, overwrite=config.overwrite)
     try:
         facts = _fill(journal, config, data, template)
-        files.write(config.out, _read(journal), data.catalog, wanted | {"facts": facts})
+        files.write(config.out, _read(journal, _window(config)), data.catalog, wanted | {"facts": facts})
     finally:
         journal.close(remove=not journal.count)  # with nothing done there is nothing to go on from
     journal.close(remove=True)
@@ -159,8 +159,9 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
     started = time.monotonic()
     recommender = None
     with progress(len(sessions), "recommend", "sessions", n_done) as bar:
-        for start in range(0, len(sessions), WINDOW):
-            window = np.arange(start, min(start + WINDOW, len(sessions)))
+        size = _window(config)
+        for start in range(0, len(sessions), size):
+            window = np.arange(start, min(start + size, len(sessions)))
             # Sessions of like length are decoded together, so little is padded; the file keeps the data's order.
             left = window[np.argsort(sessions.lengths[window], kind="stable")]
             left = left[~done[left]]
@@ -199,13 +200,17 @@ def _record(lists: Recommendations, positions: Any) -> dict[str, Any]:
     }
 
 
-def _read(journal: Journal) -> Iterator[Recommendations]:
+def _window(config: RecommendConfig) -> int:
+    return max(WINDOW, config.batch_size)
+
+
+def _read(journal: Journal, window: int) -> Iterator[Recommendations]:
     """The lists in the order of the data, a window's at a time: no two windows mix in the journal."""
     import numpy as np
 
     from seqrec_prompt.recommenders.base import Recommendations
 
-    for _, records in groupby(journal.records(), lambda record: record["positions"][0] // WINDOW):
+    for _, records in groupby(journal.records(), lambda record: record["positions"][0] // window):
         batches, positions = [], []
         for record in records:
             batches.append(_lists(record))

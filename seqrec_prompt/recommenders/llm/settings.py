@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seqrec_prompt.config import Config, own_first
 from seqrec_prompt.prompting.templates import TemplateConfig
+
+VLLM_BATCH = 256  # sessions decoded together where vLLM plans what is read at once
 
 
 class LLMConfig(Config):
     """Settings of an LLM that recommends."""
 
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what runs the model; 'vllm' takes more sessions at once (extra [vllm])"
+    )
     model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled)")
     revision: str | None = Field(None, description="revision of a hub model")
     adapter: Path | None = Field(
@@ -32,9 +37,16 @@ class LLMConfig(Config):
         None, description="template Classify without an adapter only: directory made by 'embed' of this catalog"
     )
     context: int = Field(2048, ge=16, description="longest prompt with a title, in tokens; older items go first")
-    batch_size: int = Field(8, ge=1, description="sessions decoded together")
+    batch_size: int = Field(8, ge=1, description=f"sessions decoded together; unset with vllm: {VLLM_BATCH}")
     budget: int = Field(2000, ge=1, description="tokens read after each prompt at most before a list goes uncertified")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the model")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _vllm_plans_itself(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("engine") == "vllm":
+            return {"batch_size": VLLM_BATCH} | values
+        return values
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

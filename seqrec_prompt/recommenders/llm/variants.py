@@ -27,6 +27,8 @@ from seqrec_prompt.recommenders.rules import Rules
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
+    from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+    from seqrec_prompt.engines.vllm import VLLMEngine
     from seqrec_prompt.recommenders.llm.settings import LLMConfig
 
 CHOSEN = 20  # clusters of which a list is made, as in the paper, or as many as the list is long
@@ -177,9 +179,7 @@ def build_recommender(
     """
     clusters = _clusters(config, data, template) if template.name == "Classify" else None
 
-    from seqrec_prompt.engines.huggingface import HuggingFaceEngine
-
-    engine = HuggingFaceEngine.load(config.model, config.adapter, config.dtype, config.revision)
+    engine = _load_engine(config)
     common: dict[str, Any] = {
         "engine": engine,
         "context": min(config.context, engine.context),
@@ -201,6 +201,16 @@ def build_recommender(
     if config.prior_weight:
         bonus = -config.prior_weight * log_prior(engine, compiled.prompter, compiled.trie, config.scoring)
     return LLMSeqPrompt(bonus=bonus, **common)
+
+
+def _load_engine(config: LLMConfig) -> HuggingFaceEngine | VLLMEngine:
+    if config.engine == "vllm":
+        from seqrec_prompt.engines.vllm import VLLMEngine
+
+        return VLLMEngine.load(config.model, config.adapter, config.dtype, config.revision, context=config.context)
+    from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+
+    return HuggingFaceEngine.load(config.model, config.adapter, config.dtype, config.revision)
 
 
 def _clusters(config: LLMConfig, data: Dataset, template: TemplateConfig) -> Clusters:

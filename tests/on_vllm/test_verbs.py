@@ -1,0 +1,88 @@
+"""`recommend` and `embed` with --engine vllm: what transformers gives, with an adapter, resumed, refused."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from seqrec_prompt.embeddings.table import EmbeddingTable
+from seqrec_prompt.engines.embed import EmbedConfig, embed
+from seqrec_prompt.errors import ModelError
+from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
+from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
+
+
+@pytest.fixture(scope="module")
+def adapter(wide_model, dataset_dir, tmp_path_factory):
+    """Trained hard enough to move every score."""
+    out = tmp_path_factory.mktemp("tuned") / "adapter"
+    settings = {"context": 1024, "max_steps": 3, "learning_rate": 0.05, "dtype": "float32"}
+    return finetune(FinetuneConfig(data=dataset_dir, out=out, model=str(wide_model), **settings))
+
+
+@pytest.fixture
+def config_of(wide_model, dataset_dir, tmp_path, adapter):
+    def build(engine, **changes):
+        settings = {"data": dataset_dir, "out": tmp_path / f"{engine}.parquet", "model": str(wide_model), "k": 5}
+        settings |= {"adapter": adapter, "engine": engine, "dtype": "float32", "context": 1024}
+        return RecommendConfig(**settings | changes)
+
+    return build
+
+
+def rows_of(path):
+    return pq.read_table(path).to_pylist()
+
+
+def assert_same_lists(one, other):
+    one, other = rows_of(one), rows_of(other)
+    for name in ("session_id", "rank", "item_id", "certified"):
+        assert [row[name] for row in one] == [row[name] for row in other]
+    assert [row["score"] for row in one] == pytest.approx([row["score"] for row in other], abs=1e-3)
+
+
+def test_an_adapter_is_served_as_transformers_merges_it_and_a_stopped_run_goes_on(config_of, monkeypatch, capsys):
+    wanted = recommend(config_of("transformers"))
+    untuned = recommend(config_of("transformers", adapter=None, out=wanted.with_name("untuned.parquet")))
+    assert [row["item_id"] for row in rows_of(untuned)] != [row["item_id"] for row in rows_of(wanted)]
+
+    from seqrec_prompt.engines.vllm import VLLMEngine
+
+    config, calls, generate = config_of("vllm", batch_size=4), [], VLLMEngine._generate
+
+    def stopped(self, *given):
+        calls.append(given)
+        if len(calls) > 6:
+            raise KeyboardInterrupt
+        return generate(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VLLMEngine, "_generate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            recommend(config)
+    journal = config.out.with_name("vllm.parquet.journal")
+    done = sum("positions" in line for line in journal.read_text(encoding="utf-8").splitlines())
+    assert done in (1, 2)  # of three batches
+    capsys.readouterr()
+    assert_same_lists(recommend(config), wanted)
+    assert f"going on: {4 * done}/12 sessions are done" in capsys.readouterr().out
+    assert not journal.exists()
+
+
+def test_embeddings_are_those_of_transformers(wide_model, dataset_dir, catalog, tmp_path, adapter):
+    for pooling, tuned in (("weighted-mean", adapter), ("mean", None), ("last", None)):
+        tables = []
+        for engine in ("transformers", "vllm"):
+            config = EmbedConfig(
+                data=dataset_dir, out=tmp_path / f"{engine}-{pooling}", model=str(wide_model), adapter=tuned,
+                pooling=pooling, engine=engine, max_tokens=64,
+            )  # fmt: skip
+            tables.append(EmbeddingTable.load(embed(config), catalog).vectors)
+        assert np.abs(tables[0]).max() > 0.1
+        assert tables[1] == pytest.approx(tables[0], abs=1e-4)
+
+
+def test_what_vllm_does_not_serve_is_refused_with_the_way_out(config_of, tmp_path, wide_model, dataset_dir):
+    settings = {"context": 1024, "max_steps": 1, "dtype": "float32", "method": "dora"}
+    dora = finetune(FinetuneConfig(data=dataset_dir, out=tmp_path / "dora", model=str(wide_model), **settings))
+    with pytest.raises(ModelError, match=r"dora is a DoRA adapter.*--engine transformers"):
+        recommend(config_of("vllm", adapter=dora))
