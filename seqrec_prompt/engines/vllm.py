@@ -26,7 +26,12 @@ from seqrec_prompt.ragged import IntArray, LongArray
 
 INSTALL = 'pip install "seqrec_prompt[vllm]"'
 MOST_IDS = 128  # tokens whose log-probability a request may ask for by their numbers
-BLOCK = {"cpu": 32, "cuda": 16}  # tokens that the prefix cache keeps or forgets together
+# block_size: tokens that the prefix cache keeps or forgets together, as few as vLLM has there. On a CPU it would want
+# nearly all memory for itself; VLLM_CPU_KVCACHE_SPACE says how many GB the cache takes instead of two.
+MACHINE: dict[str, dict[str, Any]] = {
+    "cpu": {"block_size": 32, "enforce_eager": True, "kv_cache_memory_bytes": 2 << 30},
+    "cuda": {"block_size": 16},
+}
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, as vLLM makes room for them
 # Said before vLLM is imported, and only where the user has not: one process, so that a stopped run leaves none behind;
 # the model runner that takes our processor; nothing sent to vLLM's statistics; errors only.
@@ -191,15 +196,12 @@ def _start(
     """Start vLLM; returns it and its request for the adapter, None without one."""
     whole = adapter is not None and (adapter / "config.json").exists()  # what 'finetune' trained as a whole
     base = str(adapter) if whole else resolve(model)
-    on = device().type
-    given: dict[str, Any] = {
+    given: dict[str, Any] = MACHINE[device().type] | {
         "model": base,
         "tokenizer": resolve(model),
         "revision": None if whole else revision,
         "tokenizer_revision": revision,
         "dtype": torch_dtype(dtype),
-        "block_size": BLOCK[on],
-        "enforce_eager": on == "cpu",
         "generation_config": "vllm",  # no sampling settings of the model's own
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
