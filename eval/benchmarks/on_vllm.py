@@ -12,6 +12,7 @@ sessions through `recommend`, killed and gone on with, and the most memory taken
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import resource
@@ -28,8 +29,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from _measure import stamp, table
 
-from seqrec_prompt.artifacts import write_json, write_text
+from seqrec_prompt.artifacts import hash_json, manifest, write_json, write_text
 from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.data.sessions import Holdout, Sessions, Split
 from seqrec_prompt.decoding.compiled import compile_catalog
 from seqrec_prompt.decoding.search import Found, PrefixScorer, Scoring, search
 from seqrec_prompt.engines.embedder import CausalEmbedder
@@ -144,7 +146,7 @@ def peers(given: argparse.Namespace) -> dict[str, Any]:
     catalog = bench.data.catalog
     titles = list(dict.fromkeys(catalog.texts()))
     items_of, grounder = {text: i for i, text in enumerate(titles)}, Grounder(catalog, bench.data.popularity)
-    choice, prompts = _choice(titles), [{"prompt_token_ids": prompt.tolist()} for prompt in bench.prompts]
+    prompts = [{"prompt_token_ids": prompt.tolist()} for prompt in bench.prompts]
     longest = int(bench.compiled.trie.sequences.lengths.max())
     engine.answer([])  # what is set up once is not measured
     bench.prompts, whole = bench.prompts[:1], bench.prompts
@@ -159,9 +161,12 @@ def peers(given: argparse.Namespace) -> dict[str, Any]:
         return [[one.text for one in output.outputs] for output in made]
 
     def beams() -> list[list[str]]:
-        from vllm.sampling_params import BeamSearchParams
+        from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
+        from vllm.v1.structured_output.utils import choice_as_grammar
 
-        params = BeamSearchParams(beam_width=K, max_tokens=longest, structured_outputs=choice, length_penalty=0.0)
+        grammar = StructuredOutputsParams(grammar=choice_as_grammar(_choice(titles).choice))
+        grammar._backend = "xgrammar"  # beam_search does not choose one, as requests do
+        params = BeamSearchParams(beam_width=K, max_tokens=longest, structured_outputs=grammar, length_penalty=0.0)
         made = engine.llm.beam_search(prompts, params, lora_request=engine.adapter)
         starts = [len(prompt["prompt_token_ids"]) for prompt in prompts]
         return [
@@ -176,8 +181,8 @@ def peers(given: argparse.Namespace) -> dict[str, Any]:
         row = _row(f"**{scoring}**", [[titles.index(catalog.texts()[i]) for i in part] for part in lists], cost)
         rows.append(row | {"certified": float(found.certified.mean())})
     for name, work in (
-        ("beam_search, choice of all titles", beams),
-        ("20 samples, choice of all titles", partial(sample, structured_outputs=choice)),
+        ("beam_search, grammar of all titles", beams),
+        ("20 samples, choice of all titles", partial(sample, structured_outputs=_choice(titles))),
         ("20 free samples, put among the items by text", partial(sample, stop=["\n"])),
     ):
         try:
@@ -196,12 +201,11 @@ def peers(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def many(given: argparse.Namespace) -> dict[str, Any]:
-    """`recommend` for thousands of sessions: killed once on its way, then to its end."""
-    given.out.mkdir(parents=True, exist_ok=True)
+    """`recommend` for thousands of sessions with the tests' tiny model: killed once on its way, then to its end."""
+    model, data = _tiny(given.scratch, given.many_sessions)
     lists = given.scratch / "many.parquet"
-    command = [sys.executable, "-m", "seqrec_prompt.cli", "recommend", "--engine", "vllm", "--data", str(given.data)]
-    command += ["--model", given.model, "--out", str(lists), "--k", str(K), "--quiet"]
-    command += ["--adapter", str(given.adapter)] if given.adapter else []
+    command = [sys.executable, "-m", "seqrec_prompt.cli", "recommend", "--engine", "vllm", "--data", str(data)]
+    command += ["--model", str(model), "--dtype", "float32", "--out", str(lists), "--k", str(K), "--quiet"]
     journal, started = lists.with_name("many.parquet.journal"), time.perf_counter()
     running = subprocess.Popen(command)
     while running.poll() is None and (not journal.exists() or _lines(journal) < given.kill_after + 1):
@@ -213,14 +217,29 @@ def many(given: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     columns = pq.read_table(lists, columns=["session_id", "item_id", "certified"]).to_pandas()
+    by_session = columns.groupby("session_id")
     return {
         "sessions": int(columns["session_id"].nunique()),
-        "full_and_distinct": int((columns.groupby("session_id")["item_id"].nunique() == K).sum()),
-        "certified": int(columns.groupby("session_id")["certified"].all().sum()),
+        "full_and_distinct": int((by_session["item_id"].nunique() == K).sum()),
+        "certified": int(by_session["certified"].all().sum()),
         "batches_kept": kept,
         "seconds": seconds,
         "peak_gb": peak,
     }
+
+
+def _tiny(scratch: Path, sessions: int) -> tuple[Path, Path]:
+    """The tests' tiny model and its catalog of thirty items, with random test sessions."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+    tiny = importlib.import_module("tiny")
+    catalog, draw = tiny.build_catalog(), np.random.default_rng(0)
+    lists = [draw.integers(len(catalog), size=draw.integers(3, 10)).tolist() for _ in range(sessions)]
+    test = Holdout.of_last_items(Sessions.build([f"test-{i}" for i in range(sessions)], lists))
+    train = Sessions.build(["train-0"], [list(range(len(catalog)))])
+    made = manifest("prepare", {}, {}, {"hash": hash_json(["on_vllm", sessions])})
+    scratch.mkdir(parents=True, exist_ok=True)
+    Dataset(catalog, Split(train, test), made).save(scratch / "data")
+    return tiny.save_tiny_model(scratch / "model", head_dim=32), scratch / "data"
 
 
 def _choice(titles: Sequence[str]) -> Any:
@@ -345,8 +364,8 @@ def _many(result: dict[str, Any]) -> list[str]:
     return [
         "## Thousands of sessions",
         "",
-        f"`recommend --engine vllm` for {result['sessions']:,} sessions, killed with {result['batches_kept']} batches "
-        f"in its journal and started again: {result['full_and_distinct']:,} lists of {K} distinct items, "
+        f"`recommend --engine vllm` with a tiny random model for {result['sessions']:,} sessions, killed with "
+        f"{result['batches_kept']} batches in its journal and started again: {result['full_and_distinct']:,} lists of {K} distinct items, "
         f"{result['certified']:,} certified, {result['seconds']:.0f} s with both starts, at most "
         f"{result['peak_gb']:.1f} GB of memory with libraries and key-value cache.",
     ]
@@ -366,12 +385,17 @@ def main() -> None:
     parser.add_argument("--peer-sessions", type=int, default=8)
     parser.add_argument("--titles", type=int, default=256, help="embedded in 'agreement'")
     parser.add_argument("--budget", type=int, default=BUDGET, help="tokens a session at most")
+    parser.add_argument("--many-sessions", type=int, default=5_000)
     parser.add_argument("--kill-after", type=int, default=5, help="batches of 'many'")
     parser.add_argument("--scratch", type=Path, default=Path("runs/on_vllm"), help="directory for the lists of 'many'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("eval/results/vllm"), help="directory of the JSON files")
     given = parser.parse_args()
-    settings = {"agreement": ("sessions", "titles", "budget"), "peers": ("peer_sessions", "budget"), "many": ()}
+    settings = {
+        "agreement": ("sessions", "titles", "budget"),
+        "peers": ("peer_sessions", "budget"),
+        "many": ("many_sessions",),
+    }
     for part in given.parts:
         if part in PARTS:
             result = stamp(given, part, *settings[part]) | PARTS[part](given)
