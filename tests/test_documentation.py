@@ -91,6 +91,7 @@ def run_page(small_table, tiny_model, tmp_path_factory):
                 _stand_in_for_the_service(directory)
             if verb in STAYING:  # tests/serving asks it; here the settings are read
                 own += ["--dry-run"]
+            own += ["--dry-run"] if "vllm" in own else []  # tests/on_vllm has it
             if "--data" not in own and "--config" not in own and "--data" in known:
                 own += ["--data", "runs/data"]
             if (

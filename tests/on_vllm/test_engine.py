@@ -6,7 +6,7 @@ import torch
 
 from seqrec_prompt.decoding.compiled import compile_catalog
 from seqrec_prompt.decoding.lists import decode_lists
-from seqrec_prompt.decoding.search import search
+from seqrec_prompt.decoding.search import score_catalog, search
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 from seqrec_prompt.engines.requests import Question
 from seqrec_prompt.errors import ModelError
@@ -78,6 +78,12 @@ def test_lists_written_title_after_title_are_the_same(engine, plain, compiled, p
     )
     assert found.items.tolist() == wanted.items.tolist()
     assert found.scores == pytest.approx(wanted.scores, abs=1e-3)
+
+
+def test_every_title_has_the_same_score(engine, plain, compiled, prompts):
+    wanted, found = (score_catalog(one, compiled.trie, prompts[0]) for one in (plain, engine))
+    assert found == pytest.approx(wanted, abs=1e-3)
+    assert np.exp(found).sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_what_does_not_fit_the_context_is_refused(engine):
