@@ -105,9 +105,12 @@ def agreement(given: argparse.Namespace) -> dict[str, Any]:
     """Both engines on the same sessions and items."""
     plain = HuggingFaceEngine.load(given.model, given.adapter, "float32")
     bench = Bench(given, plain.tokenizer, given.sessions)
+    every = bench.prompts
     served = VLLMEngine.load(given.model, given.adapter, "float32")
     rows = []
-    for scoring in ("renormalised", "joint"):
+    asked: tuple[tuple[Scoring, int], ...] = (("renormalised", given.sessions), ("joint", given.joint_sessions))
+    for scoring, sessions in asked:
+        bench.prompts = every[:sessions]
         wanted, plain_seconds = _timed(partial(bench.ours, plain, scoring, given.budget))
         found, seconds = _timed(partial(bench.ours, served, scoring, given.budget))
         same = len(wanted.items) == len(found.items) and bool((wanted.items == found.items).all())
@@ -118,6 +121,7 @@ def agreement(given: argparse.Namespace) -> dict[str, Any]:
         rows.append(
             {
                 "scoring": scoring,
+                "sessions": sessions,
                 "same_order": same,
                 "same_items": float(np.mean(sets)),
                 "score_error": float(np.abs(wanted.scores - found.scores).max(initial=0)) if same else None,
@@ -129,7 +133,9 @@ def agreement(given: argparse.Namespace) -> dict[str, Any]:
                 "vllm_seconds": seconds,
             }
         )
+        print(rows[-1], flush=True)
     del plain, served
+    bench.prompts = every
     texts = list(dict.fromkeys(bench.data.catalog.texts()))[: given.titles]
     loaded = (kind.load(given.model, given.adapter) for kind in (CausalEmbedder, VLLMEmbedder))
     vectors = [embedder.embed(texts) for embedder in loaded]
@@ -303,21 +309,22 @@ def _agreement(result: dict[str, Any]) -> list[str]:
     rows = [
         [
             row["scoring"],
+            f"{row['sessions']}",
             f"{row['same_items']:.0%}",
             "yes" if row["same_order"] else "no",
             "" if row["score_error"] is None else f"{row['score_error']:.1e}",
             f"{row['outside_error']:.1e}",
             f"{row['certified']:.0%}",
             f"{row['tree_tokens']:.0f}",
-            f"{row['transformers_seconds'] / result['sessions']:.2f}",
-            f"{row['vllm_seconds'] / result['sessions']:.2f}",
+            f"{row['transformers_seconds'] / row['sessions']:.2f}",
+            f"{row['vllm_seconds'] / row['sessions']:.2f}",
         ]
         for row in result["rows"]
     ]
     return [
         "## The same as on transformers",
         "",
-        f"{result['catalog']}. {result['sessions']} test sessions, prompts of {result['prompt_tokens']:.0f} tokens on "
+        f"{result['catalog']}. Test sessions with prompts of {result['prompt_tokens']:.0f} tokens on "
         f"average, the adapter merged by transformers and served beside the model by vLLM, lists of {K}, at most "
         f"{result['budget']} tokens a session.",
         "",
@@ -382,6 +389,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--sessions", type=int, default=64, help="of 'agreement'")
+    parser.add_argument("--joint-sessions", type=int, default=64, help="of 'agreement' with joint scores")
     parser.add_argument("--peer-sessions", type=int, default=8)
     parser.add_argument("--titles", type=int, default=256, help="embedded in 'agreement'")
     parser.add_argument("--budget", type=int, default=BUDGET, help="tokens a session at most")
@@ -392,7 +400,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("eval/results/vllm"), help="directory of the JSON files")
     given = parser.parse_args()
     settings = {
-        "agreement": ("sessions", "titles", "budget"),
+        "agreement": ("sessions", "joint_sessions", "titles", "budget"),
         "peers": ("peer_sessions", "budget"),
         "many": ("many_sessions",),
     }
