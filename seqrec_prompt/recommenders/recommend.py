@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from seqrec_prompt.recommenders.base import Recommendations
 
 FILTERS = ("deny", "allow", "out_of_stock")
-WINDOW = 64  # sessions, at least, sorted by length, so that like ones are decoded together
+WINDOW = 256  # sessions sorted by length, so that like ones are decoded together
 BLOCK = 1024  # sessions that a recommender without an LLM answers between two looks at the clock
 # Settings that mean something to every recommender; the others are the LLM's.
 SHARED = ("data", "out", "recommender", "part", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
@@ -50,9 +50,29 @@ class RecommendConfig(LLMConfig):
     candidates: Path | None = Field(
         None, description="template Rank only: recommendations for the same sessions, which are put in order"
     )
+<<<<<<< HEAD
     seed: int = Field(0, ge=0, description="draws the sessions for --max-sessions")
     overwrite: bool = Field(False, description="begin again although the output holds another run")
 
+=======
+    embeddings: Path | None = Field(
+        None, description="template Classify without an adapter only: directory made by 'embed' of this catalog"
+    )
+    context: int = Field(2048, ge=16, description="longest prompt with a title, in tokens; older items go first")
+    batch_size: int = Field(8, ge=1, description=f"sessions decoded together; unset with vllm: {WINDOW}, the most")
+    budget: int = Field(2000, ge=1, description="tokens read after each prompt at most before a list goes uncertified")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the model")
+    seed: int = Field(0, ge=0, description="draws the sessions for --max-sessions")
+    overwrite: bool = Field(False, description="begin again although the output holds another run")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _vllm_plans_itself(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("engine") == "vllm":
+            return {"batch_size": WINDOW} | values
+        return values
+
+>>>>>>> bc0934f (recommend sorts windows of 256 sessions, which is what vLLM is given at once)
     @model_validator(mode="after")
     def _llm_or_fitted(self) -> RecommendConfig:
         strange = [name for name in type(self).model_fields if name in self.model_fields_set - set(SHARED)]
@@ -96,7 +116,7 @@ def recommend(config: RecommendConfig) -> Path:
     journal = Journal(journal_file, wanted, overwrite=config.overwrite)
     try:
         facts = _fill(journal, config, data, template)
-        files.write(config.out, _read(journal, _window(config)), data.catalog, wanted | {"facts": facts})
+        files.write(config.out, _read(journal), data.catalog, wanted | {"facts": facts})
     finally:
         journal.close(remove=not journal.count)  # with nothing done there is nothing to go on from
     journal.close(remove=True)
@@ -159,9 +179,8 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
     started = time.monotonic()
     recommender = None
     with progress(len(sessions), "recommend", "sessions", n_done) as bar:
-        size = _window(config)
-        for start in range(0, len(sessions), size):
-            window = np.arange(start, min(start + size, len(sessions)))
+        for start in range(0, len(sessions), WINDOW):
+            window = np.arange(start, min(start + WINDOW, len(sessions)))
             # Sessions of like length are decoded together, so little is padded; the file keeps the data's order.
             left = window[np.argsort(sessions.lengths[window], kind="stable")]
             left = left[~done[left]]
@@ -200,17 +219,13 @@ def _record(lists: Recommendations, positions: Any) -> dict[str, Any]:
     }
 
 
-def _window(config: RecommendConfig) -> int:
-    return max(WINDOW, config.batch_size)
-
-
-def _read(journal: Journal, window: int) -> Iterator[Recommendations]:
+def _read(journal: Journal) -> Iterator[Recommendations]:
     """The lists in the order of the data, a window's at a time: no two windows mix in the journal."""
     import numpy as np
 
     from seqrec_prompt.recommenders.base import Recommendations
 
-    for _, records in groupby(journal.records(), lambda record: record["positions"][0] // window):
+    for _, records in groupby(journal.records(), lambda record: record["positions"][0] // WINDOW):
         batches, positions = [], []
         for record in records:
             batches.append(_lists(record))

@@ -81,9 +81,9 @@ def test_what_an_engine_has_no_use_for_is_refused(config_of, dataset_dir, tmp_pa
         config_of(adapter=tmp_path)
     with pytest.raises(ValueError, match=r"'engine' openai has no use for 'pooling'"):
         config_of(pooling="last")
-    with pytest.raises(ValueError, match=r"'engine' local has no use for 'dimensions'"):
+    with pytest.raises(ValueError, match=r"'engine' transformers has no use for 'dimensions'"):
         EmbedConfig(data=dataset_dir, out=tmp_path / "x", dimensions=4)
-    with pytest.raises(ValueError, match=r"'engine' local has no use for 'max_cost'"):
+    with pytest.raises(ValueError, match=r"'engine' transformers has no use for 'max_cost'"):
         EmbedConfig(data=dataset_dir, out=tmp_path / "x", max_cost=4)
 
 
