@@ -34,8 +34,8 @@ MACHINE: dict[str, dict[str, Any]] = {
 }
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, as vLLM makes room for them
 # Said before vLLM is imported, and only where the user has not: one process, so that a stopped run leaves none behind;
-# the model runner that takes our processor; nothing sent to vLLM's statistics; errors only, and
-# beside what a program reads.
+# the model runner that takes our processor; nothing sent to vLLM's statistics; of its messages errors only, and those
+# not on stdout, which programs read.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_USE_V2_MODEL_RUNNER": "0",

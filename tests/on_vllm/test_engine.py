@@ -103,6 +103,14 @@ def test_nothing_asked_is_nothing_answered(engine):
     assert len(engine.logprobs(np.empty(0, np.int64), TokenLists.of([]))) == 0
 
 
+@pytest.mark.parametrize(("runner", "taken"), [("0", True), ("1", False)])
+def test_the_second_model_runner_takes_no_processor(monkeypatch, runner, taken):
+    from seqrec_prompt.engines.vllm import takes_processor
+
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", runner)
+    assert takes_processor() is taken
+
+
 def test_the_processor_leaves_other_rows_alone_and_follows_those_that_move():
     from vllm import SamplingParams
     from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
