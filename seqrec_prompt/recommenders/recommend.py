@@ -50,29 +50,9 @@ class RecommendConfig(LLMConfig):
     candidates: Path | None = Field(
         None, description="template Rank only: recommendations for the same sessions, which are put in order"
     )
-<<<<<<< HEAD
     seed: int = Field(0, ge=0, description="draws the sessions for --max-sessions")
     overwrite: bool = Field(False, description="begin again although the output holds another run")
 
-=======
-    embeddings: Path | None = Field(
-        None, description="template Classify without an adapter only: directory made by 'embed' of this catalog"
-    )
-    context: int = Field(2048, ge=16, description="longest prompt with a title, in tokens; older items go first")
-    batch_size: int = Field(8, ge=1, description=f"sessions decoded together; unset with vllm: {WINDOW}, the most")
-    budget: int = Field(2000, ge=1, description="tokens read after each prompt at most before a list goes uncertified")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the model")
-    seed: int = Field(0, ge=0, description="draws the sessions for --max-sessions")
-    overwrite: bool = Field(False, description="begin again although the output holds another run")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _vllm_plans_itself(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("engine") == "vllm":
-            return {"batch_size": WINDOW} | values
-        return values
-
->>>>>>> bc0934f (recommend sorts windows of 256 sessions, which is what vLLM is given at once)
     @model_validator(mode="after")
     def _llm_or_fitted(self) -> RecommendConfig:
         strange = [name for name in type(self).model_fields if name in self.model_fields_set - set(SHARED)]
