@@ -129,7 +129,9 @@ def build_page(ready: Mapping[str, Ready], data: Dataset, vectors: npt.NDArray[n
             with gradio.Column(scale=3, min_width=300):
                 answers = gradio.HTML(padding=False, elem_id="answers")
         settings, outputs = [session, k, exclude_seen], [session, told, answers]
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        # Without gradio's queue: it loses the answer to a click that comes as its stream of answers ends. Who computes
+        # waits for the lock of `lists`.
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         words.change(search, words, found, **quiet, trigger_mode="always_last")
         found.input(add, [found, *settings], [words, found, *outputs], **quiet)
         example.click(lambda *rest: shown(lists.example(), *rest), settings[1:], outputs, **quiet)

@@ -144,7 +144,7 @@ def test_a_directory_that_is_none_or_damaged_is_named(data, dataset_dir, tmp_pat
         (["fit", "--recommender", "most-popular", "--neighbors.idf", "1"], "'neighbors' holds no settings of"),
         (["fit", "--recommender", "sknn", "--neighbors.decay", "log"], "'neighbors.decay' is used only by v-sknn"),
         (["fit", "--recommender", "sknn", "--neighbors.sample", "0"], "'neighbors.sample' = '0'"),
-        (["recommend", "--recommender", "x", "--model", "smollm2", "--deny", "y"], "no use for 'model', 'deny'"),
+        (["recommend", "--recommender", "x", "--model", "smollm2", "--deny", "y"], "no use for 'deny', 'model'"),
     ],
 )
 def test_settings_without_use_are_refused(capsys, argv, message):

@@ -120,7 +120,9 @@ def search(browser, words):
 
 def press(browser, name):
     # The element that is named is the button itself, or holds it.
-    browser.evaluate(f"(document.querySelector('button#{name}') || document.querySelector('#{name} button')).click()")
+    button = f"(document.querySelector('button#{name}') || document.querySelector('#{name} button'))"
+    browser.until(f"!!{button}")  # the page is drawn part after part
+    browser.evaluate(f"{button}.click()")
 
 
 LABELS = "[...document.querySelectorAll('#matches label')].map((one) => one.innerText.trim())"
@@ -145,6 +147,7 @@ def choose(browser, title):
 @needs_browser
 def test_a_session_is_built_by_searching_and_answered_by_all(shown, data, config):
     press(shown, "clear")
+    shown.until(f"{SESSION}.length === 0")
     choose(shown, "Hand cream No 3 ")
     choose(shown, "Hand cream No 4 ")
     shown.until(f"{LISTED}.length === 3")
@@ -188,6 +191,7 @@ def test_titles_are_text_wherever_they_stand(number, shown):
 @needs_browser
 def test_an_example_fills_the_session(shown, data):
     press(shown, "clear")
+    shown.until(f"{SESSION}.length === 0")
     press(shown, "example")
     found = shown.until(f"(() => {{ const all = {SESSION}; return all.length === 4 && all; }})()")
     prompts = [[data.catalog.titles[item] for item in prompt] for prompt in data.split.test.prompts]
@@ -199,6 +203,7 @@ def test_an_example_fills_the_session(shown, data):
 def test_it_fits_a_desk_and_a_phone(width, shown, tmp_path):
     shown.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
     press(shown, "clear")
+    shown.until(f"{SESSION}.length === 0")
     press(shown, "example")
     shown.until(f"{LISTED}.length === 3 && {LISTED}[0][1].length > 0")
     boxes = shown.evaluate(
