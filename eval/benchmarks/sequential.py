@@ -1,8 +1,6 @@
 """SASRec, BERT4Rec and GRU4Rec on Amazon Beauty: accuracy with and without an LLM, speed beside RecTools and RePlay.
 
-python eval/benchmarks/sequential.py quality --protocol leave-one-out --data runs/loo --embeddings runs/minilm
-python eval/benchmarks/sequential.py quality --protocol recsys23 --embeddings runs/minilm \
-  --data runs/recsys23-0 runs/recsys23-1 runs/recsys23-2
+python eval/benchmarks/sequential.py quality --data runs/loo --embeddings runs/minilm
 python eval/benchmarks/sequential.py speed --data runs/loo --peers rectools=DIR/bin/python replay=DIR/bin/python
 
 The data are those of neighbors.py, the embeddings `embed` made. Lists of 20, seen items left out. Runs are kept in
@@ -81,14 +79,10 @@ def one_run(name: str, data: Path, embeddings: Path, work: Path, seed: int) -> d
 
 
 def quality(given: argparse.Namespace) -> dict[str, Any]:
-    """Every model with every seed; one directory of data for all seeds, or one a seed."""
-    places = given.data if len(given.data) > 1 else given.data * len(given.seeds)
+    """Every model with every seed. The RecSys'23 split is `seqrec-prompt reproduce`'s."""
     rows: dict[str, Any] = {}
     for name in given.models:
-        rows[name] = [
-            one_run(name, data, given.embeddings, given.work, seed)
-            for data, seed in zip(places, given.seeds, strict=False)
-        ]
+        rows[name] = [one_run(name, given.data, given.embeddings, given.work, seed) for seed in given.seeds]
     for name, runs in rows.items():
         plain = name.removeprefix("LLM2").split(",")[0]
         if name != plain and plain in rows:
@@ -97,7 +91,7 @@ def quality(given: argparse.Namespace) -> dict[str, Any]:
     for run in (run for runs in rows.values() for run in runs):
         del run["per_session"], run["ids"]
     settings = {name: dict(MODELS[name][1]) for name in rows}
-    return {"rows": rows, "settings": settings, "protocol": given.protocol, "hardware": hardware()}
+    return {"rows": rows, "settings": settings, "hardware": hardware()}
 
 
 def _by_session(runs: list[dict[str, Any]]) -> Any:
@@ -109,12 +103,12 @@ def _by_session(runs: list[dict[str, Any]]) -> Any:
 
 def speed(given: argparse.Namespace) -> dict[str, Any]:
     """CPU-seconds a step and users a CPU-second: ours in float32 and bfloat16, then each peer in its environment."""
-    data = Dataset.load(given.data[0])
+    data = Dataset.load(given.data)
     rows = [ours(data, kind, dtype) for kind in ("sasrec", "bert4rec") for dtype in ("float32", "bfloat16")]
     script = Path(__file__).with_name("sequential_peers.py")
     for peer in given.peers:
         name, _, python = peer.partition("=")
-        command = [python, str(script), name, str(given.data[0]), json.dumps(EQUAL), str(USERS)]
+        command = [python, str(script), name, str(given.data), json.dumps(EQUAL), str(USERS)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"{name}: {done.stderr.strip().splitlines()[-1]}")
@@ -150,13 +144,9 @@ def ours(data: Dataset, kind: str, precision: str) -> dict[str, Any]:
 def page(out: Path) -> str:
     """The page of all parts that are there."""
     lines = ["# Sequential models on Amazon Beauty", "", "12,101 items, all ranked; lists of 20; seen items left out."]
-    titles = {
-        "leave-one-out": "Leave-one-out, ties in file order",
-        "recsys23": "RecSys'23 split, same-day ties shuffled",
-    }
-    for part, title in titles.items():
-        if (out / f"{part}.json").exists():
-            lines += ["", f"## {title}", "", *_quality(json.loads((out / f"{part}.json").read_text()))]
+    if (out / "quality.json").exists():
+        found = json.loads((out / "quality.json").read_text())
+        lines += ["", "## Leave-one-out, ties in file order", "", *_quality(found)]
     if (out / "speed.json").exists():
         lines += ["", "## Speed", "", *_speed(json.loads((out / "speed.json").read_text()))]
     return "\n".join(lines) + "\n"
@@ -215,8 +205,7 @@ def main() -> None:
     """Run one part, then write its JSON file and the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["quality", "speed", "page"])
-    parser.add_argument("--data", type=Path, nargs="+", default=[], help="made by 'prepare'")
-    parser.add_argument("--protocol", choices=["leave-one-out", "recsys23"], default="leave-one-out")
+    parser.add_argument("--data", type=Path, help="made by 'prepare'")
     parser.add_argument("--embeddings", type=Path, help="directory made by 'embed'")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -231,8 +220,7 @@ def main() -> None:
             "command": shlex.join(["python", "eval/benchmarks/sequential.py", *sys.argv[1:]]),
             "commit": commit(),
         }
-        name = given.protocol if given.part == "quality" else "speed"
-        write_json(given.out / f"{name}.json", result | {"torch": torch.__version__})
+        write_json(given.out / f"{given.part}.json", result | {"torch": torch.__version__})
     write_text(given.out.with_suffix(".md"), page(given.out))
 
 

@@ -17,7 +17,22 @@ from seqrec_prompt.ragged import LongArray
 Pooling = Literal["mean", "weighted-mean", "last"]
 
 
-class CausalEmbedder:
+class TokenisedTexts:
+    """Texts as a language model reads them that embeds them."""
+
+    tokenizer: Any
+
+    def lengths(self, texts: Sequence[str]) -> LongArray:
+        """(texts,) tokens of each text."""
+        return np.array([len(ids) for ids in self.tokens(texts)], np.int64)
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise; special tokens inside a text are plain text."""
+        ids: list[list[int]] = self.tokenizer(list(texts), split_special_tokens=True)["input_ids"]
+        return ids
+
+
+class CausalEmbedder(TokenisedTexts):
     """Pools the last hidden states of a causal language model.
 
     `mean`: of all tokens; `weighted-mean`: token i of n weighs i/(1+…+n), since later tokens have seen more
@@ -49,14 +64,10 @@ class CausalEmbedder:
             loaded = with_adapter(loaded, adapter)
         return cls(loaded.to(device=device(), dtype=torch_dtype(dtype)), load_tokenizer(model, revision), pooling)
 
-    def lengths(self, texts: Sequence[str]) -> LongArray:
-        """(texts,) tokens of each text."""
-        return np.array([len(ids) for ids in self._tokens(texts)], np.int64)
-
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> VectorArray:
         """(texts, hidden) float32. Texts are padded on the right: no token sees what comes after it, so no padding."""
-        tokens = self._tokens(texts)
+        tokens = self.tokens(texts)
         lengths = torch.tensor([len(ids) for ids in tokens], device=self.device)
         width = int(lengths.max())
         padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in tokens], device=self.device)
@@ -72,11 +83,6 @@ class CausalEmbedder:
             pooled = torch.einsum("bt,bth->bh", weight.float(), states) / weight.sum(dim=1, keepdim=True)
         vectors: VectorArray = pooled.cpu().numpy()
         return vectors
-
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise; special tokens inside a text are plain text."""
-        ids: list[list[int]] = self.tokenizer(list(texts), split_special_tokens=True)["input_ids"]
-        return ids
 
 
 class SentenceEmbedder:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from seqrec_prompt.config import Config, own_first
-from seqrec_prompt.errors import ConfigError, CostError
+from seqrec_prompt.config import Config, own_first, read_table
+from seqrec_prompt.errors import CostError
 
 OPENAI = "https://api.openai.com/v1"
 SHIPPED = Path(__file__).with_name("prices.yaml")
@@ -138,7 +137,7 @@ def quote(config: HostedConfig, model: str, tokens: Mapping[str, int], *, exact:
     if config.free:
         return Quote(model, tokens, dict.fromkeys(tokens, 0.0), exact, "this service sends no bill", config.base_url)
     file = config.prices or SHIPPED
-    known = _read(file)
+    known = read_table(Prices, file, "prices", "--prices", SHIPPED)
     price = known.models.get(model) or known.models.get(":".join(model.split(":")[:2])) or Price()
     found = {kind: getattr(price, kind) for kind in tokens}
     if unknown := [kind for kind, value in found.items() if value is None]:
@@ -169,15 +168,3 @@ def approve(offer: Quote, config: HostedConfig) -> None:
         answer = ""
     if answer.strip().casefold() not in ("y", "yes"):
         raise CostError("not agreed to; nothing was sent.")
-
-
-def _read(file: Path) -> Prices:
-    try:
-        return Prices.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}. --prices names a YAML file like {SHIPPED}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid YAML: {error}") from None
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{file}: not a file of prices like {SHIPPED}:\n  " + "\n  ".join(lines)) from None

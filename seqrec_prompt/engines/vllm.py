@@ -18,11 +18,11 @@ import torch
 from transformers import AutoConfig
 
 from seqrec_prompt.embeddings.table import VectorArray
-from seqrec_prompt.engines.embedder import Pooling
+from seqrec_prompt.engines.embedder import Pooling, TokenisedTexts
 from seqrec_prompt.engines.models import Dtype, device, load_tokenizer, resolve, torch_dtype
 from seqrec_prompt.engines.requests import FloatArray, Question, RequestEngine, answer_split
 from seqrec_prompt.errors import MissingExtraError, ModelError
-from seqrec_prompt.ragged import IntArray, LongArray
+from seqrec_prompt.ragged import IntArray
 
 INSTALL = 'pip install "seqrec_prompt[vllm]"'
 MOST_IDS = 128  # tokens whose log-probability a request may ask for by their numbers
@@ -123,7 +123,7 @@ class VLLMEngine(RequestEngine):
         return [output.outputs[0].logprobs for output in outputs]
 
 
-class VLLMEmbedder:
+class VLLMEmbedder(TokenisedTexts):
     """Pools the last hidden states of a causal language model in vLLM (`embeddings.encode.Embedder`).
 
     The poolings are those of `CausalEmbedder`, computed here from the states of all tokens: vLLM has none whose weights
@@ -155,13 +155,9 @@ class VLLMEmbedder:
         llm, request = _start(model, adapter, dtype, revision, context, settings)
         return cls(llm, load_tokenizer(model, revision), pooling, request)
 
-    def lengths(self, texts: Sequence[str]) -> LongArray:
-        """(texts,) tokens of each text."""
-        return np.array([len(ids) for ids in self._tokens(texts)], np.int64)
-
     def embed(self, texts: Sequence[str]) -> VectorArray:
         """(texts, hidden) float32."""
-        prompts = [{"prompt_token_ids": ids} for ids in self._tokens(texts)]
+        prompts = [{"prompt_token_ids": ids} for ids in self.tokens(texts)]
         outputs = self.llm.encode(prompts, pooling_task="token_embed", use_tqdm=False, lora_request=self.adapter)
         vectors = np.empty((len(texts), self.dimension), np.float32)
         for row, output in enumerate(outputs):
@@ -172,11 +168,6 @@ class VLLMEmbedder:
             weight = torch.arange(1, len(states) + 1) if self.pooling == "weighted-mean" else torch.ones(len(states))
             vectors[row] = (weight.float() @ states / weight.sum()).numpy()
         return vectors
-
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise; special tokens inside a text are plain text."""
-        ids: list[list[int]] = self.tokenizer(list(texts), split_special_tokens=True)["input_ids"]
-        return ids
 
 
 def takes_processor() -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
-from seqrec_prompt.config import Config
+from seqrec_prompt.config import Config, read_table
 from seqrec_prompt.errors import ConfigError
 
 SHIPPED = Path(__file__).with_name("devices.yaml")
@@ -55,7 +54,7 @@ def device_of(name: str, file: Path | None, hidden: int, *, half: bool) -> Devic
     """
     if name == THIS:
         return _this(hidden, half=half)
-    known = _read(file or SHIPPED).devices
+    known = read_table(Devices, file or SHIPPED, "devices", "--devices", SHIPPED).devices
     if name not in known:
         raise ConfigError(
             f"{file or SHIPPED} has no device '{name}'; it has: {', '.join(known)}, and there is '{THIS}'."
@@ -76,15 +75,3 @@ def _this(hidden: int, *, half: bool) -> Device:
         training_share=measured(TRAINING_SHARE),
         decoding_share=measured(DECODING_SHARE),
     )
-
-
-def _read(file: Path) -> Devices:
-    try:
-        return Devices.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}. --devices names a YAML file like {SHIPPED}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid YAML: {error}") from None
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{file}: not a file of devices like {SHIPPED}:\n  " + "\n  ".join(lines)) from None

@@ -1,14 +1,19 @@
 """`recommend` and `embed` with --engine vllm: what transformers gives, with an adapter, resumed, refused."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.engines.embed import EmbedConfig, embed
 from seqrec_prompt.errors import ModelError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
+from seqrec_prompt.serving.ready import Question, load_ready
+from seqrec_prompt.serving.serve import ServeConfig
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +91,21 @@ def test_what_vllm_does_not_serve_is_refused_with_the_way_out(config_of, tmp_pat
     dora = finetune(FinetuneConfig(data=dataset_dir, out=tmp_path / "dora", model=str(wide_model), **settings))
     with pytest.raises(ModelError, match=r"dora is a DoRA adapter.*--engine transformers"):
         recommend(config_of("vllm", adapter=dora))
+
+
+def test_it_answers_from_the_thread_that_serves(dataset_dir, wide_model, adapter):
+    """As `serve` and `demo` ask it: sessions with lists of different lengths, off the main thread."""
+    data = Dataset.load(dataset_dir)
+    prompts = [prompt.astype(np.int32) for prompt in data.split.test.prompts]
+    questions = [Question(prompt, 3 + row % 2, exclude_seen=row % 3 == 0) for row, prompt in enumerate(prompts)]
+    found = []
+    for engine in ("transformers", "vllm"):
+        config = ServeConfig(
+            data=dataset_dir, model=str(wide_model), adapter=adapter, engine=engine, dtype="float32", context=1024
+        )
+        ready = load_ready(config, data)
+        with ThreadPoolExecutor(1) as pool:
+            found.append(pool.submit(ready["llm"].answer, questions).result())
+    for one, other in zip(*found, strict=True):
+        assert one.items.tolist() == other.items.tolist()
+        assert one.scores == pytest.approx(other.scores, abs=1e-3)

@@ -1,18 +1,15 @@
 """`demo` in a real browser: search, build a session, compare lists; hostile titles; no other host; narrow and wide."""
 
-import contextlib
 import json
 import os
 import socket
-import threading
-import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-import uvicorn
 from browser import BROWSER, BROWSERS, Browser
+from running import running
 
 from seqrec_prompt.artifacts import hash_json, manifest
 from seqrec_prompt.data.catalog import Catalog
@@ -63,22 +60,6 @@ def config(place, tiny_model):
     )
 
 
-@contextlib.contextmanager
-def running(page):
-    server = uvicorn.Server(uvicorn.Config(page, log_level="critical"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = server.force_exit = True
-            thread.join(20)
-
-
 @pytest.fixture(scope="module")
 def reached(monkeypatch_module):
     """Names of hosts that this process looked up."""
@@ -101,10 +82,10 @@ def monkeypatch_module():
 @pytest.fixture(scope="module")
 def shown(place, data, config, reached, tmp_path_factory):
     """A browser with the page open."""
-    with running(build_page(load_ready(config, data), data)) as url:
+    with running(build_page(load_ready(config, data), data), wait=False) as port:
         browser = Browser(tmp_path_factory.mktemp("profile"))
         try:
-            browser.open(url)
+            browser.open(f"http://127.0.0.1:{port}")
             browser.until("!!document.querySelector('#search textarea, #search input')")
             yield browser
         finally:

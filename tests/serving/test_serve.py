@@ -1,6 +1,5 @@
 """`serve` over loopback: the lists that `recommend` writes, batches, limits, exclusions, metrics, and its end."""
 
-import contextlib
 import http.client
 import json
 import re
@@ -16,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import uvicorn
 from prometheus_client import parser
+from running import running
 
 from seqrec_prompt.cli import run
 from seqrec_prompt.data.dataset import Dataset
@@ -47,24 +46,6 @@ def popular(dataset_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def neighbours(dataset_dir, tmp_path_factory):
     return fit(FitConfig(data=dataset_dir, recommender="v-sknn", out=tmp_path_factory.mktemp("fitted") / "v-sknn"))
-
-
-@contextlib.contextmanager
-def running(ready, data, config):
-    """The application on a free port of this machine; yields the port."""
-    server = uvicorn.Server(uvicorn.Config(build_app(ready, data, config), log_level="critical", lifespan="on"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        try:
-            yield listening.getsockname()[1]
-        finally:
-            server.should_exit = True
-            thread.join(20)
-            assert not thread.is_alive()
 
 
 def ask(port, body=None, path="/recommend", method=None):
@@ -106,7 +87,7 @@ def both(tiny_model, dataset_dir, popular, neighbours, data):
     config = ServeConfig(
         data=dataset_dir, model=str(tiny_model), recommenders=(popular, neighbours), dtype="float32", pause=0.1
     )
-    with running(load_ready(config, data), data, config) as port:
+    with running(build_app(load_ready(config, data), data, config)) as port:
         yield port
 
 
@@ -171,7 +152,7 @@ def test_out_of_stock_is_given_by_none(tiny_model, dataset_dir, popular, data, t
     config = ServeConfig(
         data=dataset_dir, model=str(tiny_model), recommenders=(popular,), out_of_stock=tmp_path / "gone.csv"
     )
-    with running(load_ready(config, data), data, config) as port:
+    with running(build_app(load_ready(config, data), data, config)) as port:
         for name in ("llm", "popular"):
             _, answer = ask(port, {"session": gone[:2], "recommender": name, "k": 30})
             assert set(ids_of(answer)) == set(data.catalog.ids) - set(gone)
@@ -259,7 +240,7 @@ def until(condition):
 
 def test_what_waits_is_answered_together_and_a_full_queue_refuses(dataset_dir, popular, data):
     gate, config = Gate(), gated(dataset_dir, popular, limits=LimitsConfig(queue=3))
-    with running({"gate": gate}, data, config) as port, ThreadPoolExecutor(4) as pool:
+    with running(build_app({"gate": gate}, data, config)) as port, ThreadPoolExecutor(4) as pool:
         try:
             first = pool.submit(ask, port, {"session": ["item-1"]})
             until(lambda: gate.sizes == [1])
@@ -276,7 +257,7 @@ def test_what_waits_is_answered_together_and_a_full_queue_refuses(dataset_dir, p
 
 def test_one_question_that_fails_does_not_cost_the_others_their_answer(dataset_dir, popular, data):
     gate, config = Gate(), gated(dataset_dir, popular)
-    with running({"gate": gate}, data, config) as port, ThreadPoolExecutor(3) as pool:
+    with running(build_app({"gate": gate}, data, config)) as port, ThreadPoolExecutor(3) as pool:
         try:
             first = pool.submit(ask, port, {"session": ["item-1"]})
             until(lambda: gate.sizes == [1])
@@ -292,7 +273,7 @@ def test_one_question_that_fails_does_not_cost_the_others_their_answer(dataset_d
 
 def test_who_waits_too_long_is_told_and_forgotten(dataset_dir, popular, data):
     gate, config = Gate(), gated(dataset_dir, popular, batch_size=1, limits=LimitsConfig(seconds=0.2))
-    with running({"gate": gate}, data, config) as port:
+    with running(build_app({"gate": gate}, data, config)) as port:
         try:
             answers = ask_all(port, [{"session": ["item-1"]}] * 3)
             assert [status for status, _ in answers] == [504] * 3
@@ -307,7 +288,7 @@ def test_a_served_directory_answers_like_itself_loaded(neighbours, dataset_dir, 
     """k and exclusions of one request do not reach those that are answered with it."""
     config = ServeConfig(data=dataset_dir, recommenders=(neighbours,), pause=0.1)
     prompts = data.split.test.prompts
-    with running(load_ready(config, data), data, config) as port:
+    with running(build_app(load_ready(config, data), data, config)) as port:
         bodies = [
             {"session": [data.catalog.ids[item] for item in prompts[i]], "k": i + 1, "exclude_seen": bool(i % 2)}
             for i in range(8)
