@@ -87,9 +87,10 @@ def refuse_mixing(model: Any) -> None:
     except TypeError:  # it takes no positions
         behind, alone = torch.zeros(2), torch.ones(1)
     model.train(training)
-    # Alone, other kernels may do the sums.
-    tolerance = (1e-3 if model.dtype == torch.float32 else 0.03) * float(alone.abs().max())
-    if float((behind - alone).abs().max()) > tolerance:
+    # Alone, other kernels may do the sums: in half precision single logits of a good model then differ by a few per
+    # cent of the largest, all of them together by far less than where examples are mixed.
+    wrong = torch.linalg.vector_norm(behind - alone) / torch.linalg.vector_norm(alone.expand_as(behind)).clamp(min=1e-9)
+    if not wrong <= (1e-3 if model.dtype == torch.float32 else 0.1):
         raise ConfigError(
             f"'packing': in a {type(model).__name__} an example is not independent of the others in its row. Leave "
             "packing out."
