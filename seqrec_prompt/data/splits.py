@@ -173,6 +173,15 @@ def hold_out(sessions: Sessions, train: Sessions) -> Holdout:
     return Holdout.of_last_items(known.take(known.lengths >= 2))
 
 
+def latest(sessions: Sessions, count: int) -> Sessions:
+    """The `count` sessions whose last items are the latest, in the order given; all, if there are no more.
+
+    Raises DataError when there are no times.
+    """
+    newest = _by_time(_last_times(sessions, "taking the latest sessions"), None)[-count:]
+    return sessions.take(np.sort(newest))
+
+
 def _last_times(sessions: Sessions, purpose: str) -> npt.NDArray[np.float64]:
     if sessions.times is None:
         raise DataError([f"{purpose} needs the time of each interaction. Name its column with --time-column."])

@@ -12,6 +12,7 @@ from trl import SFTConfig
 
 from seqrec_prompt.data.lists import Candidates
 from seqrec_prompt.data.sessions import Holdout, Sessions
+from seqrec_prompt.data.splits import latest
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines.models import device, load_model, load_tokenizer, torch_dtype
 from seqrec_prompt.errors import ConfigError, DataError
@@ -112,7 +113,7 @@ def train_and_holdout(data: Dataset, config: TrainingConfig) -> tuple[Sessions, 
     train, holdout = hold_out(data.split, config.validation, config.seed)
     if config.validation.steps and holdout is None:
         raise DataError(["no train session can be held out: there are fewer than ten"], "Leave out validation.steps.")
-    return train, holdout
+    return train if config.latest is None else latest(train, config.latest), holdout
 
 
 def training_arguments(config: TrainingConfig, *, validated: bool) -> dict[str, Any]:

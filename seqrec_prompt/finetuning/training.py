@@ -30,6 +30,9 @@ class TrainingConfig(Config):
     revision: str | None = Field(None, description="revision of a hub model")
     context: int = Field(512, ge=16, description="longest training example in tokens")
     epochs: float = Field(1.0, gt=0, description="passes over the training examples")
+    latest: int | None = Field(
+        None, ge=1, description="train on so many of the latest sessions alone, where time is too short for all"
+    )
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
     batch_size: int = Field(8, ge=1, description="examples a step and device")
     gradient_accumulation: int = Field(1, ge=1, description="batches summed before a step")

@@ -78,6 +78,22 @@ def test_temporal_agrees_with_the_protocol_written_out(log, fraction):
     assert split.validation is None
 
 
+@given(logs, st.integers(1, 8))
+def test_the_latest_sessions_are_those_that_end_last(log, count):
+    last = {f"s{i}": s[-1][0] for i, s in enumerate(log)}
+    taken = splits.latest(columnar(log), count)
+    assert len(taken) == min(count, len(log))
+    assert list(taken.ids) == [name for name in last if name in set(taken.ids)]  # in the order given
+    others = [time for name, time in last.items() if name not in set(taken.ids)]
+    assert not others or max(others) <= min(last[name] for name in taken.ids)
+    assert as_dict(taken) == {name: [item for _, item in log[int(name[1:])]] for name in taken.ids}
+
+
+def test_the_latest_sessions_need_times():
+    with pytest.raises(DataError, match="taking the latest sessions needs the time of each interaction"):
+        splits.latest(Sessions.build(["a"], [[1, 2]]), 1)
+
+
 @given(logs, st.integers(0, 3))
 def test_temporal_with_a_seed_only_moves_sessions_of_the_boundary_time(log, seed):
     try:

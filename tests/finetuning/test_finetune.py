@@ -2,7 +2,9 @@
 
 import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -237,14 +239,21 @@ def test_a_file_in_the_place_of_out_is_explained(config_of):
 
 
 def test_sessions_of_one_item_teach_nothing_and_that_is_said(config_of, dataset_dir, tmp_path):
-    from dataclasses import replace
-
     data = Dataset.load(dataset_dir)
     alone = tmp_path / "alone"
     alone.mkdir()
     replace(data, split=replace(data.split, train=Sessions.build(["a", "b"], [[3], [4]]))).save(alone)
     with pytest.raises(SeqrecError):
         finetune(config_of(data=alone))
+
+
+def test_the_latest_sessions_alone_are_trained_on(config_of, dataset_dir, tmp_path, capsys):
+    data, timed = Dataset.load(dataset_dir), tmp_path / "timed"
+    train = replace(data.split.train, times=np.arange(len(data.split.train.items), dtype=float))
+    timed.mkdir()
+    replace(data, split=replace(data.split, train=train)).save(timed)
+    finetune(config_of(data=timed, latest=7, objective="last_item"))
+    assert capsys.readouterr().out.startswith("7 training examples from 7 sessions")
 
 
 def test_a_context_too_short_for_two_titles_is_said(config_of):
