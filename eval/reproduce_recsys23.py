@@ -13,7 +13,9 @@ from pathlib import Path
 from pydantic import Field
 
 from seqrec_prompt.artifacts import write_json, write_text
+from seqrec_prompt.cli import EXIT_ERROR, EXIT_OK
 from seqrec_prompt.config import parse
+from seqrec_prompt.errors import SeqrecError
 from seqrec_prompt.reproduction.page import page
 from seqrec_prompt.reproduction.reproduce import ReproduceConfig, reproduce
 
@@ -24,13 +26,21 @@ class KeptConfig(ReproduceConfig):
     page: Path = Field(description="PAGE.md and PAGE.json")
 
 
-def main() -> None:
-    """Make the table, then write the page."""
-    config = parse(KeptConfig, ["--plan", *sys.argv[1:]], verb="reproduce")
+def main() -> int:
+    """Make the table, then write the page; returns the exit code."""
+    words = sys.argv[1:]
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--plan")
     stamp = {"command": shlex.join(["python", "eval/reproduce_recsys23.py", *sys.argv[1:]]), "commit": _commit()}
-    result = reproduce(config) | stamp
+    try:
+        config = parse(KeptConfig, words, verb="reproduce", description=__doc__.partition("\n")[0])
+        result = reproduce(config) | stamp
+    except SeqrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
     write_json(Path(f"{config.page}.json"), result)
     write_text(Path(f"{config.page}.md"), page(result))
+    return EXIT_OK
 
 
 def _commit() -> str:
@@ -43,4 +53,4 @@ def _git(*words: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
