@@ -29,10 +29,12 @@ def quotes(config: PlanConfig, data: Dataset) -> dict[str, Quote]:
     ]
     test = data.split.test
     asked = [counter.chat(chat[:-1]) for chat in session_chats(data, test, template, counter, config.prompt_context)]
-    share = 1.0 if config.max_sessions is None else min(1.0, config.max_sessions / max(len(asked), 1))
-    sessions = round(share * len(asked))
+    sessions = config.wanted(len(asked))
     tuned = {"training": round(sum(train) * config.epochs)}
-    generated = {"input": round(sum(asked) * share), "output": sessions * config.answers * config.max_tokens}
+    generated = {
+        "input": round(sum(asked) * sessions / max(len(asked), 1)),
+        "output": sessions * config.answers * config.max_tokens,
+    }
     return {
         "finetune": quote(service, model, tuned, exact=counter.exact),
         "generate": quote(service, f"ft:{model}", generated, exact=False),

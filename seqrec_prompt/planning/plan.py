@@ -60,6 +60,11 @@ class PlanConfig(Config):
     gradient_checkpointing: bool = Field(False, description="less memory, about a third slower")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the frozen base model")
     max_sessions: int | None = Field(None, ge=1, description="test sessions to recommend for; unset: all")
+    sessions: int | None = Field(
+        None, ge=1, description="plan for so many sessions like those of the data, which holds fewer"
+    )
+    rounds: float = Field(ROUNDS, gt=0, description="without probe: forwards after a prompt, as manifests tell them")
+    tree_tokens: float = Field(TREE_TOKENS, gt=0, description="without probe: tokens after a prompt, likewise")
     k: int = Field(20, ge=1, description="items a session")
     prompt_context: int = Field(2048, ge=16, description="longest prompt with a title, as context for 'recommend'")
     sessions_at_once: int = Field(8, ge=1, description="sessions decoded together, as batch_size for 'recommend'")
@@ -69,10 +74,18 @@ class PlanConfig(Config):
         check_needs(self.template, self.candidates, self.embeddings)
         if self.probe and self.device != "this":
             raise ValueError("'probe' runs on this machine: leave out 'device', or plan for the other without it")
+        if self.sessions is not None and self.max_sessions is not None:
+            raise ValueError("'sessions' and 'max_sessions' both say how many: leave out one")
+        if self.probe and (told := {"rounds", "tree_tokens"} & self.model_fields_set):
+            raise ValueError(f"'{min(told)}' is what 'probe' measures: leave out one or the other")
         strange = {"prices", "encoding", "answers", "max_tokens"} & self.model_fields_set
         if self.hosted is None and strange:
             raise ValueError(f"'{min(strange)}' is for a hosted model: name it with 'hosted'")
         return self
+
+    def wanted(self, there: int) -> int:
+        """How many sessions to recommend for, of so many test sessions."""
+        return self.sessions or min(there, self.max_sessions or there)
 
     def finetune(self) -> FinetuneConfig:
         """The training that is planned."""
@@ -207,6 +220,13 @@ def _decoding_by_probe(work: Work, decoded: Decoded) -> Need:
     return Need(seconds, decoded.bytes, (formula, f"measured: {decoded.sessions} sessions here"))
 
 
+def _told(config: PlanConfig) -> list[str]:
+    """Where titles and rounds are from."""
+    own = {"rounds", "tree_tokens"} <= config.model_fields_set
+    source = "as given" if own else "where not given measured on Amazon Beauty (lists of 20), assumed for yours"
+    return [f"titles {config.tree_tokens:g}, rounds {config.rounds:g}: {source}"]
+
+
 def _training(config: PlanConfig, shape: Shape, work: Work, device: Device, *, half: bool) -> Need:
     from seqrec_prompt.finetuning.estimate import training_bytes, training_flops
 
@@ -231,12 +251,12 @@ def _training(config: PlanConfig, shape: Shape, work: Work, device: Device, *, h
 
 def _decoding(config: PlanConfig, shape: Shape, work: Work, device: Device, *, half: bool) -> Need:
     width = 2 if half else 4
-    tokens = work.sessions * (work.prompt_tokens + TREE_TOKENS)
+    tokens = work.sessions * (work.prompt_tokens + config.tree_tokens)
     computing = 2 * shape.parameters * tokens / (device.operations.value * device.decoding_share.value)
     batches = -(-work.sessions // config.sessions_at_once)
-    reading = batches * (1 + ROUNDS) * shape.parameters * width / device.bandwidth.value
+    reading = batches * (1 + config.rounds) * shape.parameters * width / device.bandwidth.value
     held = shape.parameters * width + (
-        config.sessions_at_once * (work.longest_prompt + TREE_TOKENS) * 2 * shape.layers * shape.hidden * width
+        config.sessions_at_once * (work.longest_prompt + config.tree_tokens) * 2 * shape.layers * shape.hidden * width
     )
     seconds = computing + reading
     return Need(
@@ -244,9 +264,9 @@ def _decoding(config: PlanConfig, shape: Shape, work: Work, device: Device, *, h
         (
             "seconds = 2 · parameters · sessions · (prompt + titles) / (operations · share) + batches · rounds · bytes "
             f"of the weights / bandwidth = 2 · {shape.parameters:,} · {work.sessions:,} · ({work.prompt_tokens:.0f} + "
-            f"{TREE_TOKENS}) / ({device.operations} · {device.decoding_share}) + {batches:,} · {1 + ROUNDS} · "
-            f"{shape.parameters * width:,} / {device.bandwidth} = {seconds:.0f}",
+            f"{config.tree_tokens:g}) / ({device.operations} · {device.decoding_share}) + {batches:,} · "
+            f"{1 + config.rounds:g} · {shape.parameters * width:,} / {device.bandwidth} = {seconds:.0f}",
             "bytes = weights + keys and values of a batch, at most: every head has its own",
-            f"titles {TREE_TOKENS}, rounds {ROUNDS}: measured on Amazon Beauty (lists of 20), assumed for yours",
+            *_told(config),
         ),
     )  # fmt: skip

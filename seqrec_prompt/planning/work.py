@@ -48,9 +48,16 @@ def work_of(config: PlanConfig, sizes: LongArray, asked: LongArray) -> Work:
         raise DataError([f"there are {what}"], "Prepare longer or more sessions.")
     an_epoch = math.ceil(math.ceil(len(sizes) / config.batch_size) / config.gradient_accumulation)
     steps = config.max_steps or math.ceil(an_epoch * config.epochs)
-    sessions = min(len(asked), config.max_sessions or len(asked))
     padded = padded_tokens(sizes, config.batch_size)
-    return Work(len(sizes), steps, padded / an_epoch, int(sizes.max()), sessions, float(asked.mean()), int(asked.max()))
+    return Work(
+        len(sizes),
+        steps,
+        padded / an_epoch,
+        int(sizes.max()),
+        config.wanted(len(asked)),
+        float(asked.mean()),
+        int(asked.max()),
+    )
 
 
 def padded_tokens(sizes: LongArray, batch: int) -> float:

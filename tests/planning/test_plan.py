@@ -75,6 +75,24 @@ def test_a_plan_for_a_device_is_the_formula_worked_by_hand(config_of, tiny_model
     assert "5e-01 (assumed)" in told or "0.5 (assumed)" in told
 
 
+def test_more_sessions_than_the_data_holds_cost_in_proportion(config_of, capsys):
+    given = {"sessions_at_once": 4, "rounds": 12.5, "tree_tokens": 400}
+    few, many = (plan(config_of(sessions=n, **given))["recommend"] for n in (12, 12_000_000))
+    assert many["seconds"] == pytest.approx(1e6 * few["seconds"])
+    assert many["dollars"] == pytest.approx(1e6 * few["dollars"])
+    assert many["bytes"] == few["bytes"]
+    told = capsys.readouterr().out
+    assert "12,000,000 sessions" in told
+    assert re.search(r"· 12,000,000 · \(\d+ \+ 400\) /.* \+ 3,000,000 · 13\.5 · ", told)
+    assert "titles 400, rounds 12.5: as given" in told
+    for wrong, words in (
+        ({"sessions": 5, "max_sessions": 5}, r"'sessions' and 'max_sessions'"),
+        ({"probe": True, "device": "this", "rounds": 3}, r"'rounds' is what 'probe' measures"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            config_of(**wrong)
+
+
 def test_work_and_memory_of_the_methods():
     shape = Shape(parameters=1000, layers=2, hidden=10, vocabulary=100)
     assert training_flops(shape, 50, "full") == 6 * 1000 * 50
