@@ -1,0 +1,174 @@
+"""Recommend for more sessions than one machine has time for, on Ray: Parquet in, Parquet out.
+
+python recipes/recommend_distributed.py --data runs/data --model smollm2 --adapter runs/adapter \
+    --sessions runs/sessions --out runs/lists --engine vllm --workers 8 --gpus 1
+
+`sessions` is a folder of Parquet files with columns session_id and item_ids (a list of texts). Each becomes a file of
+the same name in `out`, as `recommend` writes them, whole or not at all: a stopped run goes on with the files that are
+missing. A file is what a worker loses when it dies, so cut them to some minutes of work. On a cluster (`ray start`, or
+RAY_ADDRESS) every node needs the package, with the extra [ray], and the folders at the same paths.
+
+Plain Ray Data with an actor an engine, not `ray.data.llm`: that sends each row through vLLM once, while the search asks
+about a session several times, each time where the last answers lead, and proves a list by what it need not ask.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from seqrec_prompt.artifacts import hash_file, hash_json, is_done, manifest
+from seqrec_prompt.config import parse
+from seqrec_prompt.data.catalog import Catalog
+from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.engines.models import model_hash
+from seqrec_prompt.errors import DataError, MissingExtraError, SeqrecError
+from seqrec_prompt.locks import lock
+from seqrec_prompt.ragged import offsets_of
+from seqrec_prompt.recommenders import files
+from seqrec_prompt.recommenders.base import Recommendations
+from seqrec_prompt.recommenders.llm.settings import LLMConfig
+from seqrec_prompt.recommenders.llm.variants import build_recommender, check_variant, template_of
+
+NAME = "recommend_distributed"
+COLUMNS = ("session_id", "item_ids")
+PASSING = ("sessions", "out", "workers", "gpus", "overwrite")  # settings that change no list
+
+
+class DistributedConfig(LLMConfig):
+    """Settings of the recipe: where, how many, and those of the LLM."""
+
+    data: Path = Field(description="directory made by 'prepare', whose catalog is recommended from")
+    sessions: Path = Field(description="folder of Parquet files with columns session_id and item_ids")
+    out: Path = Field(description="folder for a Parquet file of lists beside each")
+    workers: int = Field(1, ge=1, description="engines at work together")
+    gpus: float = Field(0, ge=0, description="GPUs of each; with vllm: 1")
+    k: int = Field(20, ge=1, description="items a session")
+    exclude_seen: bool = Field(False, description="leave out the items of the session itself")
+    overwrite: bool = Field(False, description="make every file again")
+
+
+class Worker:
+    """One engine: recommends for all sessions of a file, and writes theirs."""
+
+    def __init__(self, llm: dict[str, Any], data: Path, k: int, exclude_seen: bool) -> None:
+        config = LLMConfig(**llm)
+        template, _ = template_of(config, model_hash(config.model, config.revision))
+        self.data, self.k, self.exclude_seen = Dataset.load(data), k, exclude_seen
+        self.recommender = build_recommender(config, self.data, template)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Row: in, out, made (the manifest's JSON); returns the file and how many sessions it has."""
+        started = time.monotonic()
+        sessions = read_sessions(Path(row["in"]), self.data.catalog)
+        order = np.argsort(sessions.lengths, kind="stable")  # sessions of like length are decoded together
+        lists = self.recommender.batches(sessions.take(order), self.k, exclude_seen=self.exclude_seen)
+        found = [Recommendations.concatenate(list(lists)).take(np.argsort(order))] if len(sessions) else []
+        seconds = time.monotonic() - started
+        facts = {"sessions": len(sessions), "seconds_a_session": seconds / max(len(sessions), 1)}
+        files.write(Path(row["out"]), found, self.data.catalog, json.loads(row["made"]) | {"facts": facts})
+        return {"file": row["out"], "sessions": len(sessions), "seconds": seconds}
+
+
+def read_sessions(file: Path, catalog: Catalog) -> Sessions:
+    """Read a file of sessions. Raises DataError naming column, session and item that do not fit."""
+    require_columns(file)
+    table = pq.read_table(file, columns=list(COLUMNS)).combine_chunks()
+    ids, items = (table[name].combine_chunks() for name in COLUMNS)
+    if ids.null_count or items.null_count:
+        raise DataError([f"{file}: row {_first(pc.or_(pc.is_null(ids), pc.is_null(items))) + 1}: no value"])
+    lengths = pc.list_value_length(items).to_numpy(zero_copy_only=False)
+    flat = pc.list_flatten(items).cast(pa.string())
+    found = pc.index_in(flat, value_set=pa.array(catalog.ids, pa.string()))
+    if found.null_count:
+        at = _first(pc.is_null(found))
+        row = int(np.searchsorted(np.cumsum(lengths), at, side="right"))
+        raise DataError([f"{file}: row {row + 1}, session '{ids[row]}': '{flat[at]}' is not in the catalog"])
+    names = np.array(ids.cast(pa.string()).to_pylist(), dtype=object)
+    return Sessions(names, offsets_of(lengths), found.to_numpy(zero_copy_only=False).astype(np.int32))
+
+
+def require_columns(file: Path) -> None:
+    """Raise DataError for a file that is no Parquet or has not the columns of sessions."""
+    try:
+        there = pq.read_schema(file).names
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError([f"{file}: not a Parquet file ({error})"]) from None
+    if missing := [name for name in COLUMNS if name not in there]:
+        raise DataError([f"{file}: no column '{name}' (it has: {', '.join(there)})" for name in missing])
+
+
+def _first(mask: pa.Array) -> int:
+    return int(pc.index(mask, True).as_py())
+
+
+def owed(config: DistributedConfig) -> list[dict[str, str]]:
+    """The rows of the files that are not made yet. Raises ArtifactError for one of other settings."""
+    template, inputs = template_of(config, model_hash(config.model, config.revision))
+    check_variant(config, template)
+    inputs |= {"data": Dataset.load(config.data).hash, "template": hash_json(template.resolved())}
+    settings = {name: value for name, value in config.resolved().items() if name not in PASSING}
+    rows = []
+    for file in sorted(config.sessions.glob("*.parquet")):
+        require_columns(file)
+        wanted = manifest(NAME, settings, inputs | {"sessions": hash_file(file)})
+        out = config.out / file.name
+        if not is_done(out, files.read_file_manifest(out), wanted, overwrite=config.overwrite):
+            rows.append({"in": str(file.resolve()), "out": str(out.resolve()), "made": json.dumps(wanted)})
+    return rows
+
+
+def main() -> int:
+    """Make the files that are missing."""
+    try:
+        config = parse(DistributedConfig, verb=NAME, description="Recommend for folders of sessions, on Ray.")
+        if not any(config.sessions.glob("*.parquet")):
+            raise DataError([f"{config.sessions}: no Parquet files"])
+        with lock(config.out):
+            config.out.mkdir(parents=True, exist_ok=True)
+            rows = owed(config)
+            print(f"files to make: {len(rows):,}")
+            sessions = sum(made["sessions"] for made in _made(config, rows)) if rows else 0
+        print(f"recommendations: {config.out}  ({sessions:,} sessions in {len(rows):,} files)")
+    except SeqrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _made(config: DistributedConfig, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray.data  # noqa: PLC0415
+    except ImportError:
+        raise MissingExtraError("Ray", 'pip install "seqrec_prompt[ray]"') from None
+    llm = config.model_dump(exclude_unset=True, include=set(LLMConfig.model_fields))
+    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        Worker,
+        fn_constructor_kwargs={
+            "llm": llm, "data": config.data.resolve(), "k": config.k, "exclude_seen": config.exclude_seen,
+        },
+        concurrency=min(config.workers, len(rows)),
+        num_gpus=config.gpus or None,
+    )  # fmt: skip
+    try:
+        return list(made.iter_rows())
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, SeqrecError):
+            raise error.cause from None
+        raise
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,107 @@
+"""The recipe on Ray, on one machine with two workers: the lists of `recommend`, whole files, gone on with."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "recommend_distributed.py"
+there = importlib.util.find_spec("ray") is not None
+on_ray = pytest.mark.skipif(not there, reason='Ray is not installed here: pip install "seqrec_prompt[ray]"')
+
+
+@pytest.fixture(scope="module")
+def folder(dataset_dir, tmp_path_factory):
+    """The test sessions in three files, and a fourth without any."""
+    data, folder = Dataset.load(dataset_dir), tmp_path_factory.mktemp("sessions")
+    prompts = data.split.test.prompts
+    rows = [(name, [data.catalog.ids[i] for i in items]) for name, items in zip(prompts.ids, prompts, strict=True)]
+    for number, part in enumerate((rows[:5], rows[5:6], rows[6:], [])):
+        write(folder / f"{number}.parquet", part)
+    return folder
+
+
+def write(file, rows):
+    schema = pa.schema([("session_id", pa.string()), ("item_ids", pa.list_(pa.string()))])
+    pq.write_table(pa.table([[row[0] for row in rows], [row[1] for row in rows]], schema=schema), file)
+
+
+@pytest.fixture
+def run(dataset_dir, tiny_model, tmp_path, folder):
+    def start(*more, sessions=folder):
+        command = [sys.executable, str(RECIPE), "--data", str(dataset_dir), "--model", str(tiny_model)]
+        command += ["--sessions", str(sessions), "--out", str(tmp_path / "lists"), "--k", "5", "--dtype", "float32"]
+        given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [*command, *more], capture_output=True, text=True, check=False, env=os.environ | given, cwd=tmp_path
+        )
+
+    return start
+
+
+def rows_of(*files):
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+@on_ray
+@pytest.mark.timeout(900)
+def test_a_stopped_run_goes_on_with_two_workers_to_the_lists_of_recommend(
+    run, dataset_dir, tiny_model, tmp_path, folder
+):
+    settings = {"data": dataset_dir, "model": str(tiny_model), "k": 5, "dtype": "float32"}
+    wanted = rows_of(recommend(RecommendConfig(out=tmp_path / "wanted.parquet", **settings)))
+    sessions = tmp_path / "sessions"
+    shutil.copytree(folder, sessions)
+    write(sessions / "1.parquet", [("a", ["no-such-item"])])
+    done = run(sessions=sessions)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "1.parquet: row 1, session 'a': 'no-such-item' is not in the catalog" in done.stderr
+    first = tmp_path / "lists" / "0.parquet"
+    before = first.stat().st_mtime_ns
+    assert not first.with_name("1.parquet").exists()
+
+    shutil.copy(folder / "1.parquet", sessions)
+    done = run("--workers", "2", sessions=sessions)
+    assert done.returncode == 0, done.stderr[-3000:]
+    parts = sorted((tmp_path / "lists").glob("*.parquet"))
+    assert [part.name for part in parts] == [f"{number}.parquet" for number in range(4)]
+    assert first.stat().st_mtime_ns == before
+    found = rows_of(*parts)
+    for name in ("session_id", "rank", "item_id", "certified", "provenance"):
+        assert [row[name] for row in found] == [row[name] for row in wanted]
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in wanted], abs=1e-4)
+    assert not rows_of(parts[3])
+
+    assert "(0 sessions in 0 files)" in run(sessions=sessions).stdout
+    done = run("--k", "6", sessions=sessions)
+    assert done.returncode == 2
+    assert "config.k: was 5, is 6" in done.stderr
+
+
+def test_what_is_wrong_is_told_before_ray_is_there(run, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = run(sessions=empty)
+    assert done.returncode == 2
+    assert "empty: no Parquet files" in done.stderr
+    pq.write_table(pa.table({"session_id": ["a"], "items": [["b"]]}), empty / "x.parquet")
+    done = run(sessions=empty)
+    assert done.returncode == 2
+    assert "x.parquet: no column 'item_ids' (it has: session_id, items)" in done.stderr
+
+
+@pytest.mark.skipif(there, reason="Ray is installed here")
+def test_the_extra_is_named(run):
+    done = run()
+    assert done.returncode == 2
+    assert 'Ray is not installed. Install it with: pip install "seqrec_prompt[ray]"' in done.stderr
