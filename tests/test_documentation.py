@@ -91,7 +91,7 @@ def run_page(small_table, tiny_model, tmp_path_factory):
                 _stand_in_for_the_service(directory)
             if verb in STAYING:  # tests/serving asks it; here the settings are read
                 own += ["--dry-run"]
-            own += ["--dry-run"] if "vllm" in own else []  # tests/on_vllm has it
+            own += ["--dry-run"] if {"vllm", "openai"} & set(own) else []  # tests/on_vllm and tests/hosted have it
             if "--data" not in own and "--config" not in own and "--data" in known:
                 own += ["--data", "runs/data"]
             if (
@@ -177,12 +177,14 @@ def test_commands_that_a_test_cannot_run_name_what_is_there(page):
         for word in words:
             if word.startswith(("recipes/", "eval/")):
                 assert (ROOT / word).exists(), line
-        assert words[0] in ("seqrec-prompt", "pip", "make", "accelerate", "python", "eval", "curl"), line
+        assert words[0] in ("seqrec-prompt", "pip", "make", "accelerate", "python", "eval", "curl", "vllm"), line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_flags_in_running_text_exist(page):
     known = {"--config", "--no-deps", "--quiet", "--config_file", *SWITCHES}
+    known |= {"--workers", "--gpus"}  # of recipes/recommend_distributed.py
+    known |= {"--enable-lora", "--lora-modules"}  # of vLLM
     for entry in VERBS.values():
         known |= set(flags_of(getattr(importlib.import_module(entry.module), entry.config)))
     shown = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*[a-z]", page.read_text(encoding="utf-8")))

@@ -167,6 +167,18 @@ class Service:
         """Vectors of several texts."""
         return _plain(self.ask("asking for embeddings", lambda: self._client.embeddings.create(**body), tokens))
 
+    # A server of one's own, which bills nothing
+
+    def models(self) -> list[dict[str, Any]]:
+        """What is served."""
+        found = self.read("asking for the models", lambda: list(self._client.models.list()))
+        return [_plain(one) for one in found]
+
+    def complete(self, body: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+        """One completion; `more`, what the server understands beyond the protocol."""
+        send = self._client.completions.create
+        return _plain(self.read("asking for a completion", lambda: send(**body, extra_body=more)))
+
     # The three ways to send
 
     def read(self, what: str, call: Callable[[], T]) -> T:

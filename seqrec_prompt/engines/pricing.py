@@ -21,6 +21,16 @@ MILLION = 1_000_000
 HOSTED_FIELDS = ("base_url", "key_variable", "timeout", "encoding", "prices", "free", "max_cost", "yes")
 
 
+def address_only(url: str) -> str:
+    """An address of a service, which goes into manifests. Raises ValueError for what is none or holds a key."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an address like https://api.openai.com/v1")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("must hold no key or password; a key comes from the environment, see 'key_variable'")
+    return url.rstrip("/")
+
+
 class ServiceConfig(Config):
     """Where a hosted service is."""
 
@@ -37,16 +47,7 @@ class ServiceConfig(Config):
         """Put a verb's own settings first."""
         own_first(cls, HOSTED_FIELDS)
 
-    @field_validator("base_url")
-    @classmethod
-    def _address_only(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an address like https://api.openai.com/v1")
-        if parts.username or parts.password or parts.query:
-            # It goes into manifests.
-            raise ValueError("must hold no key or password; a key comes from the environment, see 'key_variable'")
-        return url.rstrip("/")
+    _address_only = field_validator("base_url")(address_only)
 
     @field_validator("key_variable")
     @classmethod

@@ -7,8 +7,9 @@ cache. So nothing is read here before it is asked about, and a slot is no more t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from seqrec_prompt.errors import ModelError
 from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of, places
 
 FloatArray = npt.NDArray[np.float32]
+MOST_IDS = 128  # tokens whose log-probability vLLM tells a request by their numbers
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,11 @@ def split_forced(question: Question, most: int) -> list[Question]:
     return parts + [Question(prefix, [], question.choices[start : start + most]) for start in starts]
 
 
-def answer_split(questions: Sequence[Question], most: int) -> tuple[list[Question], LongArray]:
-    """All questions as `split_forced` has them, flat, and (questions+1,) where those of each begin and end."""
+def answer_split(
+    questions: Sequence[Question], most: int, ask: Callable[[list[Question]], list[FloatArray]]
+) -> list[FloatArray]:
+    """Answers to all questions, asked together as `split_forced` has them; `ask` answers those parts."""
     parts = [split_forced(question, most) for question in questions]
-    return [part for some in parts for part in some], offsets_of([len(some) for some in parts])
+    offsets = offsets_of([len(some) for some in parts]).tolist()
+    found = ask([part for some in parts for part in some])
+    return [np.concatenate(found[a:b]) for a, b in pairwise(offsets)]

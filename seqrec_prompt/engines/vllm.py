@@ -20,12 +20,11 @@ from transformers import AutoConfig
 from seqrec_prompt.embeddings.table import VectorArray
 from seqrec_prompt.engines.embedder import Pooling, TokenisedTexts
 from seqrec_prompt.engines.models import Dtype, device, load_tokenizer, resolve, torch_dtype
-from seqrec_prompt.engines.requests import FloatArray, Question, RequestEngine, answer_split
+from seqrec_prompt.engines.requests import MOST_IDS, FloatArray, Question, RequestEngine, answer_split
 from seqrec_prompt.errors import MissingExtraError, ModelError
 from seqrec_prompt.ragged import IntArray
 
 INSTALL = 'pip install "seqrec_prompt[vllm]"'
-MOST_IDS = 128  # tokens whose log-probability a request may ask for by their numbers
 # block_size: tokens that the prefix cache keeps or forgets together, as few as vLLM has there. On a CPU it would want
 # nearly all memory for itself; VLLM_CPU_KVCACHE_SPACE says how many GB the cache takes instead of two.
 MACHINE: dict[str, dict[str, Any]] = {
@@ -87,7 +86,7 @@ class VLLMEngine(RequestEngine):
 
     def answer(self, questions: Sequence[Question]) -> list[FloatArray]:
         """Log-softmax over the vocabulary: per question that of each forced token, then of each choice."""
-        return self._answer_whole(questions) if self.processor else self._answer_split(questions)
+        return self._answer_whole(questions) if self.processor else answer_split(questions, MOST_IDS, self._answer_each)
 
     def _answer_whole(self, questions: Sequence[Question]) -> list[FloatArray]:
         from seqrec_prompt.engines.vllm_processor import CHOICES, FORCED, sink
@@ -110,11 +109,9 @@ class VLLMEngine(RequestEngine):
             answers.append(np.concatenate([np.array(before, np.float32), choices]))
         return answers
 
-    def _answer_split(self, questions: Sequence[Question]) -> list[FloatArray]:
-        parts, offsets = answer_split(questions, MOST_IDS)
+    def _answer_each(self, parts: list[Question]) -> list[FloatArray]:
         asked = [_params(max_tokens=1, logprob_token_ids=part.choices.tolist()) for part in parts]
-        found = [_pick(one, 0, part.choices) for part, one in zip(parts, self._generate(parts, asked), strict=True)]
-        return [np.concatenate(found[a:b]) for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+        return [_pick(one, 0, part.choices) for part, one in zip(parts, self._generate(parts, asked), strict=True)]
 
     def _generate(self, questions: Sequence[Question], asked: Sequence[Any]) -> list[Any]:
         """Log-probabilities of every request, as vLLM flattens them."""

@@ -1,7 +1,5 @@
 """Prefixes as questions: what a service of one-token requests is asked, and that the search finds the same with it."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -25,10 +23,11 @@ class PlainEngine(RequestEngine):
     def answer(self, questions):
         if self.most is None:
             return [self._one(question) for question in questions]
-        parts, offsets = answer_split(questions, self.most)
+        return answer_split(questions, self.most, self._each)
+
+    def _each(self, parts):
         assert all(not part.forced and len(part.choices) <= self.most for part in parts)
-        found = [self._one(part) for part in parts]
-        return [np.concatenate(found[a:b]) for a, b in pairwise(offsets)]
+        return [self._one(part) for part in parts]
 
     @torch.inference_mode()
     def _one(self, question):

@@ -65,6 +65,8 @@ class Fake(ThreadingHTTPServer):
         self.lag = 0  # how many listings do not show yet what is new
         self.answer = lambda body: ["an answer"] * (body.get("n") or 1)
         self.with_logprobs = False
+        self.models = []  # cards
+        self.complete = lambda body: None  # what a completion is answered with; None: there are none here
         self.released = threading.Event()  # lets requests go that hang
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -276,11 +278,10 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 move(found)
             return public(found)
-        if method == "POST" and path == "/chat/completions":
-            return fake.chat(json.loads(body))
-        if method == "POST" and path == "/embeddings":
-            return fake.embed(json.loads(body))
-        return None
+        if method == "GET" and path == "/models":
+            return {"object": "list", "data": fake.models}
+        asked = {"/completions": fake.complete, "/chat/completions": fake.chat, "/embeddings": fake.embed}
+        return asked[path](json.loads(body)) if method == "POST" and path in asked else None
 
     def page(self, held, query):
         """Newest first, by pages of two, however many are asked for."""

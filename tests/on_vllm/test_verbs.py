@@ -11,44 +11,17 @@ from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.engines.embed import EmbedConfig, embed
 from seqrec_prompt.errors import ModelError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
-from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
+from seqrec_prompt.recommenders.recommend import recommend
 from seqrec_prompt.serving.ready import Question, load_ready
 from seqrec_prompt.serving.serve import ServeConfig
 
 
-@pytest.fixture(scope="module")
-def adapter(wide_model, dataset_dir, tmp_path_factory):
-    """Trained hard enough to move every score."""
-    out = tmp_path_factory.mktemp("tuned") / "adapter"
-    settings = {"context": 1024, "max_steps": 3, "learning_rate": 0.05, "dtype": "float32"}
-    return finetune(FinetuneConfig(data=dataset_dir, out=out, model=str(wide_model), **settings))
-
-
-@pytest.fixture
-def config_of(wide_model, dataset_dir, tmp_path, adapter):
-    def build(engine, **changes):
-        settings = {"data": dataset_dir, "out": tmp_path / f"{engine}.parquet", "model": str(wide_model), "k": 5}
-        settings |= {"adapter": adapter, "engine": engine, "dtype": "float32", "context": 1024}
-        return RecommendConfig(**settings | changes)
-
-    return build
-
-
-def rows_of(path):
-    return pq.read_table(path).to_pylist()
-
-
-def assert_same_lists(one, other):
-    one, other = rows_of(one), rows_of(other)
-    for name in ("session_id", "rank", "item_id", "certified"):
-        assert [row[name] for row in one] == [row[name] for row in other]
-    assert [row["score"] for row in one] == pytest.approx([row["score"] for row in other], abs=1e-3)
-
-
-def test_an_adapter_is_served_as_transformers_merges_it_and_a_stopped_run_goes_on(config_of, monkeypatch, capsys):
+def test_an_adapter_is_served_as_transformers_merges_it_and_a_stopped_run_goes_on(
+    config_of, assert_same_lists, monkeypatch, capsys
+):
     wanted = recommend(config_of("transformers"))
     untuned = recommend(config_of("transformers", adapter=None, out=wanted.with_name("untuned.parquet")))
-    assert [row["item_id"] for row in rows_of(untuned)] != [row["item_id"] for row in rows_of(wanted)]
+    assert pq.read_table(untuned, columns=["item_id"]) != pq.read_table(wanted, columns=["item_id"])
 
     from seqrec_prompt.engines.vllm import VLLMEngine
 

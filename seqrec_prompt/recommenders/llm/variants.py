@@ -28,6 +28,7 @@ from seqrec_prompt.recommenders.rules import Rules
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+    from seqrec_prompt.engines.served import ServedEngine
     from seqrec_prompt.engines.vllm import VLLMEngine
     from seqrec_prompt.recommenders.llm.settings import LLMConfig
 
@@ -203,11 +204,15 @@ def build_recommender(
     return LLMSeqPrompt(bonus=bonus, **common)
 
 
-def _load_engine(config: LLMConfig) -> HuggingFaceEngine | VLLMEngine:
+def _load_engine(config: LLMConfig) -> HuggingFaceEngine | VLLMEngine | ServedEngine:
     if config.engine == "vllm":
         from seqrec_prompt.engines.vllm import VLLMEngine
 
         return VLLMEngine.load(config.model, config.adapter, config.dtype, config.revision, context=config.context)
+    if config.engine == "openai":
+        from seqrec_prompt.engines.served import ServedEngine
+
+        return ServedEngine.connect(str(config.base_url), config.model, config.served, config.revision)
     from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 
     return HuggingFaceEngine.load(config.model, config.adapter, config.dtype, config.revision)
