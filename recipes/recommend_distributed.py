@@ -69,16 +69,19 @@ class Worker:
         self.recommender = build_recommender(config, self.data, template)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Row: in, out, made (the manifest's JSON); returns the file and how many sessions it has."""
+        """Row: in, out, made (the manifest's JSON); returns how many sessions it has, and what is wrong with it."""
         started = time.monotonic()
-        sessions = read_sessions(Path(row["in"]), self.data.catalog)
+        try:
+            sessions = read_sessions(Path(row["in"]), self.data.catalog)
+        except DataError as error:  # the others are made all the same
+            return {"sessions": 0, "problem": str(error)}
         order = np.argsort(sessions.lengths, kind="stable")  # sessions of like length are decoded together
         lists = self.recommender.batches(sessions.take(order), self.k, exclude_seen=self.exclude_seen)
         found = [Recommendations.concatenate(list(lists)).take(np.argsort(order))] if len(sessions) else []
         seconds = time.monotonic() - started
         facts = {"sessions": len(sessions), "seconds_a_session": seconds / max(len(sessions), 1)}
         files.write(Path(row["out"]), found, self.data.catalog, json.loads(row["made"]) | {"facts": facts})
-        return {"file": row["out"], "sessions": len(sessions), "seconds": seconds}
+        return {"sessions": len(sessions), "problem": ""}
 
 
 def read_sessions(file: Path, catalog: Catalog) -> Sessions:
@@ -139,8 +142,12 @@ def main() -> int:
             config.out.mkdir(parents=True, exist_ok=True)
             rows = owed(config)
             print(f"files to make: {len(rows):,}")
-            sessions = sum(made["sessions"] for made in _made(config, rows)) if rows else 0
-        print(f"recommendations: {config.out}  ({sessions:,} sessions in {len(rows):,} files)")
+            made = _made(config, rows) if rows else []
+        problems = [one["problem"] for one in made if one["problem"]]
+        sessions, n = sum(one["sessions"] for one in made), len(made) - len(problems)
+        print(f"recommendations: {config.out}  ({sessions:,} sessions in {n:,} files)")
+        if problems:
+            raise DataError(problems, "The other files are made; correct these, then run the same command again.")
     except SeqrecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -162,12 +169,7 @@ def _made(config: DistributedConfig, rows: list[dict[str, str]]) -> list[dict[st
         concurrency=min(config.workers, len(rows)),
         num_gpus=config.gpus or None,
     )  # fmt: skip
-    try:
-        return list(made.iter_rows())
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SeqrecError):
-            raise error.cause from None
-        raise
+    return list(made.iter_rows())
 
 
 if __name__ == "__main__":
