@@ -220,7 +220,13 @@ def many(given: argparse.Namespace) -> dict[str, Any]:
     running.send_signal(signal.SIGKILL)
     running.wait()
     kept = _lines(journal) - 1  # the first line is the manifest
-    subprocess.run(command, check=True)
+    running, held = subprocess.Popen(command), []  # GB, once its first batch is done
+    while running.poll() is None:
+        if journal.exists() and _lines(journal) > kept + 1:
+            held.append(_resident(running.pid))
+        time.sleep(0.2)
+    if running.returncode:
+        raise SystemExit(f"recommend ended with {running.returncode}")
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     columns = pq.read_table(lists, columns=["session_id", "item_id", "certified"]).to_pandas()
@@ -231,6 +237,7 @@ def many(given: argparse.Namespace) -> dict[str, Any]:
         "certified": int(by_session["certified"].all().sum()),
         "batches_kept": kept,
         "seconds": seconds,
+        "first_gb": held[0],
         "peak_gb": peak,
     }
 
@@ -271,6 +278,15 @@ def _row(name: str, lists: list[list[int]], cost: dict[str, float]) -> dict[str,
 
 def _lines(file: Path) -> int:
     return file.read_bytes().count(b"\n")
+
+
+def _resident(process: int) -> float:
+    """GB that a process holds; 0 once it is gone."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0.0
+    return pages * resource.getpagesize() / 1e9
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:

@@ -108,5 +108,6 @@ def _many(result: dict[str, Any]) -> list[str]:
         f"`recommend --engine vllm` for {result['sessions']:,} sessions with a tiny random model and 30 items, killed "
         f"with {result['batches_kept']} batches in its journal and started again: {result['full_and_distinct']:,} "
         f"lists of {k} distinct items, {result['certified']:,} certified, {result['seconds']:.0f} s with both starts, "
-        f"at most {result['peak_gb']:.1f} GB of memory, libraries and key-value cache included.",
+        f"{result['first_gb']:.2f} GB of memory after the second's first batch and {result['peak_gb']:.2f} GB at most, "
+        "libraries and key-value cache included.",
     ]
