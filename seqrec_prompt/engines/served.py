@@ -24,9 +24,8 @@ AT_ONCE = 64  # requests under way together
 # Nothing of the server's own, nor of the model's generation_config.json.
 GREEDY = {"temperature": 0, "top_p": 1, "max_tokens": 1, "logprobs": 1}
 MORE = {"top_k": 0, "min_p": 0, "repetition_penalty": 1, "ignore_eos": True, "return_tokens_as_token_ids": True}
-PROBE = "Title: 3.5 Oz"
 OTHERWISE = (
-    "It is asked for its own answers instead, which are put among the items by their text:\n"
+    "Ask it for answers in its own words, which are put among the items:\n"
     "  seqrec-prompt hosted generate --base-url {url} --free --by requests --model {model} …\n"
     "  seqrec-prompt ground …"
 )
@@ -45,18 +44,18 @@ class ServedEngine(RequestEngine):
 
     @classmethod
     def connect(
-        cls, base_url: str, tokenizer_of: str, served: str | None = None, revision: str | None = None
+        cls, base_url: str, tokenizer_of: str, sample: str, served: str | None = None, revision: str | None = None
     ) -> ServedEngine:
         """Ask a server what it serves, and whether it tells the probabilities of named tokens.
 
-        served: the server's name of the model, or of the adapter; unset where it has only one. Raises HostedError where
-        nobody answers, ConfigError for a name that is not served, ModelError for a server or a tokenizer that does not
-        fit.
+        sample: a text that it must read by the same tokens as `tokenizer_of`, a hub name or a directory. served: the
+        server's name of the model, or of the adapter; unset where it has only one. Raises HostedError where nobody
+        answers, ConfigError for a name that is not served, ModelError for a server or a tokenizer that does not fit.
         """
         service = Service(ServiceConfig(base_url=base_url))
         model, context = _chosen(service, served)
         engine = cls(service, model, load_tokenizer(tokenizer_of, revision), context)
-        engine._probe(tokenizer_of)
+        engine._probe(tokenizer_of, sample)
         return engine
 
     def answer(self, questions: Sequence[Question]) -> list[FloatArray]:
@@ -95,18 +94,18 @@ class ServedEngine(RequestEngine):
             )
         return found
 
-    def _probe(self, tokenizer_of: str) -> None:
+    def _probe(self, tokenizer_of: str, sample: str) -> None:
         """Let the server read a text, and tell two tokens of what follows."""
         wanted = np.array([0, 1], np.int32)
         try:
-            answer = self._ask(PROBE, wanted, add_special_tokens=False, return_token_ids=True)
+            answer = self._ask(sample, wanted, add_special_tokens=False, return_token_ids=True)
         except HostedError as error:
             if error.status not in (400, 404, 405, 422, 501):
                 raise
             raise ModelError(f"{error}\n" + OTHERWISE.format(url=self.service.url, model=self.model)) from None
         self._logprobs(answer, wanted)
         read = answer["choices"][0].get("prompt_token_ids")
-        own = self.tokenizer.encode(PROBE, add_special_tokens=False)
+        own = self.tokenizer.encode(sample, add_special_tokens=False)
         if read is not None and read != own:
             raise ModelError(
                 f"{self.model} at {self.service.url} reads text by other tokens than '{tokenizer_of}'. Give --model "

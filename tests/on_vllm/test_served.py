@@ -40,7 +40,16 @@ def server(wide_model, adapter, tmp_path_factory):
         "--max-model-len",
         "1024",
     ]
-    command += ["--enforce-eager", "--enable-lora", "--max-lora-rank", "64", "--lora-modules", f"tuned={adapter}"]
+    command += [
+        "--enforce-eager",
+        "--distributed-executor-backend",
+        "uni",
+        "--enable-lora",
+        "--max-lora-rank",
+        "64",
+        "--lora-modules",
+        f"tuned={adapter}",
+    ]
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("wb") as written:
         running = subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT, start_new_session=True)
@@ -67,9 +76,9 @@ def _answers(port):
 @pytest.mark.parametrize("scoring", ["renormalised", "joint"])
 @pytest.mark.parametrize("served", ["base", "tuned"])
 def test_the_lists_are_those_on_transformers(server, config_of, adapter, served, scoring, assert_same_lists):
-    tuned = adapter if served == "tuned" else None
-    wanted = recommend(config_of("transformers", scoring=scoring, adapter=tuned))
-    found = recommend(config_of("openai", base_url=server, served=served, scoring=scoring, adapter=tuned))
+    own = {"scoring": scoring, "adapter": adapter if served == "tuned" else None, "max_sessions": 3}
+    wanted = recommend(config_of("transformers", **own))
+    found = recommend(config_of("openai", base_url=server, served=served, **own))
     assert_same_lists(found, wanted)
 
 

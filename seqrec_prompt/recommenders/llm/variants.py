@@ -26,12 +26,14 @@ from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt, log_prior
 from seqrec_prompt.recommenders.rules import Rules
 
 if TYPE_CHECKING:
+    from seqrec_prompt.data.catalog import Catalog
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.engines.huggingface import HuggingFaceEngine
     from seqrec_prompt.engines.served import ServedEngine
     from seqrec_prompt.engines.vllm import VLLMEngine
     from seqrec_prompt.recommenders.llm.settings import LLMConfig
 
+SHOWN, MOST_SHOWN = 20, 500  # titles, and characters of them, that a server is tried with
 CHOSEN = 20  # clusters of which a list is made, as in the paper, or as many as the list is long
 
 
@@ -180,7 +182,7 @@ def build_recommender(
     """
     clusters = _clusters(config, data, template) if template.name == "Classify" else None
 
-    engine = _load_engine(config)
+    engine = _load_engine(config, data.catalog)
     common: dict[str, Any] = {
         "engine": engine,
         "context": min(config.context, engine.context),
@@ -204,7 +206,7 @@ def build_recommender(
     return LLMSeqPrompt(bonus=bonus, **common)
 
 
-def _load_engine(config: LLMConfig) -> HuggingFaceEngine | VLLMEngine | ServedEngine:
+def _load_engine(config: LLMConfig, catalog: Catalog) -> HuggingFaceEngine | VLLMEngine | ServedEngine:
     if config.engine == "vllm":
         from seqrec_prompt.engines.vllm import VLLMEngine
 
@@ -212,7 +214,8 @@ def _load_engine(config: LLMConfig) -> HuggingFaceEngine | VLLMEngine | ServedEn
     if config.engine == "openai":
         from seqrec_prompt.engines.served import ServedEngine
 
-        return ServedEngine.connect(str(config.base_url), config.model, config.served, config.revision)
+        sample = "\n".join(["Title:", *catalog.texts()[:SHOWN]])[:MOST_SHOWN]
+        return ServedEngine.connect(str(config.base_url), config.model, sample, config.served, config.revision)
     from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 
     return HuggingFaceEngine.load(config.model, config.adapter, config.dtype, config.revision)
