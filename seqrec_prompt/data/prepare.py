@@ -91,6 +91,7 @@ def prepare(config: PrepareConfig) -> Dataset:
     the input, and ArtifactError when `out` holds something made with other settings. Nothing is left behind on error.
     """
     from seqrec_prompt.data.dataset import Dataset
+    from seqrec_prompt.data.spill import spilling
 
     places = {"interactions": config.interactions, "items": config.items, "sessions": config.sessions}
     named = {name: place for name, place in places.items() if place is not None}
@@ -102,7 +103,7 @@ def prepare(config: PrepareConfig) -> Dataset:
         dataset = Dataset.load(config.out)
         print(f"{config.out}: already prepared.\n{summary(dataset.manifest)}")
         return dataset
-    with progress(len(STEPS), "prepare", "steps") as bar:
+    with progress(len(STEPS), "prepare", "steps") as bar, spilling(config.out.resolve().parent):
         dataset = _make(config, sources, inputs, bar)
         with staged_directory(config.out) as staged:
             dataset.save(staged)
@@ -189,14 +190,15 @@ def _k_core(config: PrepareConfig, catalog: Catalog, sessions: Sessions) -> tupl
 
     import numpy as np
 
+    from seqrec_prompt.data import spill
     from seqrec_prompt.data.splits import k_core
 
     if not config.k_core:
         return catalog, sessions
     sessions = k_core(sessions, config.k_core)
-    present = np.flatnonzero(np.bincount(sessions.items))
-    items = np.searchsorted(present, sessions.items).astype(np.int32)
-    return catalog.take(present), replace(sessions, items=items)
+    present = spill.count(sessions.items, len(catalog)) > 0
+    items = spill.lookup((np.cumsum(present) - 1).astype(np.int32), sessions.items)
+    return catalog.take(np.flatnonzero(present)), replace(sessions, items=items)
 
 
 def _long_enough(config: PrepareConfig, catalog: Catalog, sessions: Sessions) -> tuple[Catalog, Sessions]:

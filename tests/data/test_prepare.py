@@ -318,14 +318,14 @@ def test_data_without_times_is_split_leave_one_out(tmp_path):
 
 GROWTH = """
 from pathlib import Path
-from seqrec_prompt.data import ingest, readers, sessions, splits
+from seqrec_prompt.data import readers, spill
 from seqrec_prompt.data.prepare import PrepareConfig, prepare
 import seqrec_prompt.data.dataset
 def peak():
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 readers._BLOCK_BYTES = 1 << 17
-sessions.BLOCK = ingest.BLOCK = splits.BLOCK = 1 << 16
+spill.BLOCK = 1 << 16
 for name in ("small", "large"):
     before = peak()
     prepare(PrepareConfig(interactions=f"{name}.csv", time_column="time", out=Path(name)))
