@@ -18,7 +18,7 @@ from seqrec_prompt.ragged import IntArray, LongArray, blocks, offsets_of, ranges
 
 IdArray = npt.NDArray[np.object_]
 TimeArray = npt.NDArray[np.float64]
-GROUP = 1 << 24  # entries of a row group of a file: a group is held in memory to be written
+GROUP = 1 << 22  # entries of a row group of a file: a group is held in memory to be written
 
 
 @dataclass(frozen=True, eq=False)

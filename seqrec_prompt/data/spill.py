@@ -39,14 +39,17 @@ def empty(n: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     directory, size = _directory.get(), n * np.dtype(dtype).itemsize
     if directory is None or size < max(SMALLEST, 1):
         return np.empty(n, dtype)
-    with tempfile.TemporaryFile(dir=directory) as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)  # a page that finds no room later would end the process
-        else:
-            for start in range(0, size, 1 << 20):
-                file.write(bytes(min(1 << 20, size - start)))
-            file.flush()
-        return np.memmap(file, dtype, "r+", shape=(n,)).view(np.ndarray)
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a page that finds no room later would end the process
+            else:
+                for start in range(0, size, 1 << 20):
+                    file.write(bytes(min(1 << 20, size - start)))
+                file.flush()
+            return np.memmap(file, dtype, "r+", shape=(n,)).view(np.ndarray)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(directory)) from None
 
 
 class Growing:
