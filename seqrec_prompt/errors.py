@@ -85,7 +85,7 @@ def met_limit(error: Exception) -> str | None:
     """What to tell when a library met a limit of the machine in words of its own; None when it is anything else."""
     told = str(error).partition("\n")[0]
     if is_out_of_memory(error):
-        return "out of memory. Read less at once: see --batch-size in --help"
+        return "out of memory. Where --help lists --batch-size, a smaller one takes less"
     if type(error).__name__ == "SafetensorError" and "os error" in told:  # safetensors knows no OSError
         return told
     if isinstance(error, RuntimeError) and (

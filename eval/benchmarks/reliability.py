@@ -13,13 +13,16 @@ Each part adds itself to eval/results/reliability.json and writes the page besid
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,8 @@ TITLES = {
     "soak": "A long run",
     "csv": "A large file",
 }
+# The second has more rows than the first, the third more sessions than the second; the last has 5 GB.
+SIZES = ["4000000:50000:36", "8000000:50000:36", "8000000:2000000:36", "20000000:2000000:250"]
 FILES = {
     "kills": "test_kills.py",
     "training": "test_checkpoints.py",
@@ -51,12 +56,12 @@ def main() -> None:
     parser.add_argument("part", choices=list(TITLES))
     parser.add_argument("--points", type=int, default=20, help="kills: random points a stage is killed at")
     parser.add_argument("--sessions", type=int, default=20_000, help="soak: how many")
-    parser.add_argument("--rows", type=int, nargs="+", default=[2_000_000, 8_000_000], help="csv: sizes of the file")
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="csv: rows:sessions:bytes a row of each file")
+    parser.add_argument("--folder", type=Path, help="csv: where the files are made; they need up to twice their size")
     given = parser.parse_args()
-    more = {"kills": ["points"], "soak": ["sessions"], "csv": ["rows"]}.get(given.part, [])
+    more = {"kills": ["points"], "soak": ["sessions"], "csv": ["sizes"]}.get(given.part, [])
     found = {"soak": soak, "csv": large_file}.get(given.part, faults)(given)
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    given.rows = list(map(str, given.rows))
     write_json(RESULTS, results | {given.part: found | stamp(given, given.part, *more)})
     write_page()
 
@@ -111,8 +116,10 @@ def soak(given: argparse.Namespace) -> dict[str, Any]:
         catalog = Catalog([str(i) for i in range(len(titles))], titles)
         Dataset(catalog, split, manifest("prepare", {}, {}, {"hash": hash_json("soak")})).save(data)
         command = ["recommend", "--data", str(data), "--model", str(model), "--out", str(out), "--k", "5"]
-        samples, seconds = watched([*command, "--batch-size", "64"], out.with_name(out.name + ".journal"))
+        journal = out.with_name(out.name + ".journal")
+        seen, seconds = watched([*command, "--batch-size", "64"], lambda pid: (journal.stat().st_size, _memory(pid)))
     # The journal's size says how far the run is: a record a batch.
+    samples = [(size, sum(memory)) for size, memory in seen if size]
     most = max(size for size, _ in samples)
     rows = []
     for share in (0.05, 0.25, 0.5, 0.75, 1.0):
@@ -121,69 +128,59 @@ def soak(given: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "sessions": given.sessions, "seconds": seconds}
 
 
-def watched(command: list[str], journal: Path) -> tuple[list[tuple[int, float]], float]:
-    """Run a verb; returns (bytes of its journal, resident MB), ten times a second, and how long it took."""
+def watched(command: list[str], look: Callable[[int], Any]) -> tuple[list[Any], float]:
+    """Run a verb; returns what `look` saw of its process, ten times a second, and how long it took."""
     started, samples = time.monotonic(), []
     with subprocess.Popen([sys.executable, "-m", "seqrec_prompt", *command], stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            try:
-                size, memory = journal.stat().st_size, _resident(process.pid)
-            except (FileNotFoundError, ProcessLookupError):  # not begun yet, or over
-                size, memory = 0, 0.0
-            if size and memory:
-                samples.append((size, memory))
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):  # not begun yet, or over
+                samples.append(look(process.pid))
             time.sleep(0.1)
     if process.returncode:
         raise SystemExit(f"{command[0]} ended with {process.returncode}")
     return samples, time.monotonic() - started
 
 
-def _resident(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-LIMITED = """
-import resource, sys
-from seqrec_prompt.cli import main
-code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
-sys.exit(code)
-"""
+def _memory(pid: int) -> tuple[float, float]:
+    """MB of a process in memory: its own, and pages of files, which the system drops when it needs the room."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    own, files, shared = (int(kb) for kb in re.findall(r"^Rss(?:Anon|File|Shmem):\s+(\d+)", status, re.MULTILINE))
+    return own * 1.024e-3, (files + shared) * 1.024e-3
 
 
 def large_file(given: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of `prepare` on generated interactions."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for n in given.rows:
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        for size in given.sizes:
+            n, sessions, width = map(int, size.split(":"))
             file = Path(folder, "log.csv")
-            generate(file, n)
-            started = time.monotonic()
+            generate(file, n, sessions, width)
             argv = ["prepare", "--interactions", str(file), "--session-column", "user_id", "--time-column", "timestamp"]
-            done = subprocess.run(
-                [sys.executable, "-c", LIMITED, *argv, "--out", str(Path(folder, f"data-{n}"))],
-                check=True, capture_output=True, text=True,
-            )  # fmt: skip
-            peak, seconds = float(done.stdout.split()[-1]), time.monotonic() - started
-            rows.append({"rows": n, "file_mb": file.stat().st_size / 1e6, "peak_mb": peak, "seconds": seconds})
+            seen, seconds = watched([*argv, "--out", str(Path(folder, size.replace(":", "-")))], _memory)
+            peak = max(own for own, _ in seen)
+            rows.append({"rows": n, "sessions": sessions, "file_mb": file.stat().st_size / 1e6, "peak_mb": peak})
+            rows[-1]["seconds"] = seconds
             print(rows[-1], flush=True)
     return {"rows": rows}
 
 
-def generate(file: Path, rows: int) -> None:
-    """Interactions of rows/10 users with 100,000 items of falling popularity, in the order of their time."""
+def generate(file: Path, rows: int, sessions: int, width: int) -> None:
+    """Interactions of `sessions` users with 100,000 items of falling popularity, in the order of their time.
+
+    A column that `prepare` does not read fills the rows to `width` bytes.
+    """
     import numpy as np
 
-    draw = np.random.default_rng(0)
+    draw, filler = np.random.default_rng(0), "5" * max(width - 33, 1)
     with file.open("w", encoding="ascii") as stream:
-        stream.write("user_id,item_id,timestamp,rating\n")
+        stream.write("user_id,item_id,timestamp,review\n")
         for start in range(0, rows, 1_000_000):
             n = min(1_000_000, rows - start)
-            users = draw.integers(0, max(rows // 10, 1), n).tolist()
+            users = draw.integers(0, sessions, n).tolist()
             items = (draw.zipf(1.3, n) % 100_000).tolist()
             times = (1_600_000_000 + (start + np.arange(n)) // 4).tolist()
-            lines = (f"u{u:08d},B{i:09d},{t},5.0\n" for u, i, t in zip(users, items, times, strict=True))
+            lines = (f"u{u:08d},B{i:09d},{t},{filler}\n" for u, i, t in zip(users, items, times, strict=True))
             stream.writelines(lines)
 
 
@@ -226,21 +223,22 @@ def _soak(result: dict[str, Any]) -> list[str]:
 
 
 def _csv(result: dict[str, Any]) -> list[str]:
-    rows = [
-        [f"{row['rows']:,}", f"{row['file_mb']:,.0f}", f"{row['peak_mb']:,.0f}", f"{row['seconds']:.0f}"]
+    """Memory as a line in rows and sessions, through the first three files."""
+    rows = result["rows"]
+    small, long, wide = rows[:3]
+    by_row = (long["peak_mb"] - small["peak_mb"]) * 1e6 / (long["rows"] - small["rows"])
+    by_session = (wide["peak_mb"] - long["peak_mb"]) * 1e6 / (wide["sessions"] - long["sessions"])
+    note = (
+        "`prepare` of a generated log with 100,000 items. The peak is of the process's own memory: entries of rows lie "
+        "in files without a name beside the output, whose pages the system drops when it needs the room. From the "
+        f"first file to the second it grows by {by_row:.0f} bytes a row, from the second to the third by "
+        f"{by_session:.0f} bytes a session."
+    )
+    cells = [
+        [*(f"{row[key]:,.0f}" for key in ("rows", "sessions", "file_mb", "peak_mb", "seconds"))]
         for row in result["rows"]
     ]
-    first, last = result["rows"][0], result["rows"][-1]
-    slope = (last["peak_mb"] - first["peak_mb"]) * 1e6 / max(last["rows"] - first["rows"], 1)
-    width = last["file_mb"] * 1e6 / last["rows"]
-    large = 5e9 / width
-    peak = last["peak_mb"] / 1e3 + slope * (large - last["rows"]) / 1e9
-    note = (
-        f"`prepare` of a generated log; peak memory of the process. It grows by {slope:.0f} bytes a row, "
-        f"{slope / width:.1f} times the file: for 5 GB of such rows ({large / 1e6:.0f} million) that comes to "
-        f"{peak:.0f} GB, which is an extrapolation."
-    )
-    return [note, "", *table(["rows", "file MB", "peak MB", "seconds"], rows)]
+    return [note, "", *table(["rows", "sessions", "file MB", "peak MB", "seconds"], cells)]
 
 
 if __name__ == "__main__":

@@ -66,3 +66,39 @@ class Dataset:
             return cls(Catalog.load(directory / CATALOG), split, manifest)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise ArtifactError(f"{directory} is incomplete ({error}). Run 'seqrec-prompt prepare' again.") from None
+
+
+def summary(made: dict[str, Any]) -> str:
+    """Describe a prepared directory, from its manifest, in a few lines."""
+    facts, settings = made["facts"], made["config"]
+    validation = f"{facts['validation_sessions']:,} validation, " if facts["validation_sessions"] else ""
+    lines = [
+        f"{facts['sessions']:,} sessions, {facts['items']:,} items, {facts['interactions']:,} interactions",
+        f"split {settings['split']}: {facts['train_sessions']:,} train, {validation}{facts['test_sessions']:,} test",
+    ]
+    if facts["left_out"]:
+        lines.append("left out of the split: " + _listed(facts["left_out"]))
+    if facts["dropped"]:
+        lines.append("dropped: " + _listed(facts["dropped"]))
+    if facts["filtered_sessions"] or facts["filtered_items"]:
+        lines.append(
+            f"filtered (k_core {settings['k_core']}, min_session {settings['min_session']}): "
+            f"{facts['filtered_sessions']:,} sessions, {facts['filtered_items']:,} items"
+        )
+    if facts["items_sharing_a_title"] or facts["empty_titles"]:
+        lines.append(
+            f"titles: {facts['items_sharing_a_title']:,} items share theirs with another, {facts['empty_titles']:,} "
+            "have none (written as their id)"
+        )
+    if facts["tied_test_share"]:
+        order = "shuffled (--ties file where the file keeps the order of events)"
+        if settings["ties"] == "file":
+            order = "kept in file order (--ties shuffle where that order means nothing)"
+        lines.append(
+            f"ties: {facts['tied_test_share']:.1%} of test sessions end in two items of the same time, {order}"
+        )
+    return "\n".join(f"  {line}" for line in [*lines, *facts["notes"]])
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind or '(empty)'}" for kind, count in counts.items())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from seqrec_prompt.artifacts import hash_file, hash_json
-from seqrec_prompt.data.tables import Table, as_text_table
+from seqrec_prompt.data.tables import NO_TIMES, Table, as_text_table
+from seqrec_prompt.data.times import TimeColumn
 from seqrec_prompt.errors import DataError
 
 ROWS = 1 << 16  # read at a time
@@ -29,11 +30,13 @@ class HuggingFaceData:
         self._data = self._pick(*self._load(place, words))
         self.columns: list[str] = self._data.column_names
 
-    def read(self, wanted: Sequence[str]) -> Table:
+    def read(self, wanted: Sequence[str], times: Mapping[str, TimeColumn] = NO_TIMES) -> Table:
         """Read the wanted columns."""
-        names = list(dict.fromkeys(wanted))
-        batches = self._data.select_columns(names).with_format("arrow").iter(ROWS)
-        return as_text_table(self.name, names, batches)
+
+        def batches(columns: list[str]) -> Iterable[Any]:
+            return self._data.select_columns(columns).with_format("arrow").iter(ROWS)  # type: ignore[no-any-return]
+
+        return as_text_table(self.name, wanted, times, batches)
 
     def digest(self) -> str:
         """SHA-256 of the folder's files, or of the files that the hub's dataset was unpacked to."""

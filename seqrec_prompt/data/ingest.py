@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from seqrec_prompt.data import spill
 from seqrec_prompt.data.catalog import Catalog
-from seqrec_prompt.data.checks import CheckedTable, encode, is_blank
+from seqrec_prompt.data.checks import CheckedTable, is_blank
 from seqrec_prompt.data.problems import Problems
-from seqrec_prompt.data.sessions import BLOCK, Sessions, TimeArray
-from seqrec_prompt.data.tables import Source, per_value
-from seqrec_prompt.data.times import TimeUnit
+from seqrec_prompt.data.sessions import Sessions, TimeArray
+from seqrec_prompt.data.tables import Source
+from seqrec_prompt.data.times import TimeColumn, TimeUnit
 from seqrec_prompt.errors import DataError
-from seqrec_prompt.ragged import IntArray, LongArray, blocks, offsets_of
+from seqrec_prompt.ragged import IntArray, LongArray, blocks, offsets_of, ranges
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def read_log(
     problems = Problems(drop=on_bad == "drop")
     notes: list[str] = []
     split = _find_split_column(sessions or interactions, columns, problems, notes) if columns.wants_split else None
-    log = CheckedTable.read(
-        interactions, _log_flags(columns, interactions, items is not None, None if sessions else split, notes), problems
-    )
+    flags = _log_flags(columns, interactions, items is not None, None if sessions else split, notes)
+    times = {columns.time: TimeColumn(time_unit)} if columns.time else {}
+    log = CheckedTable.read(interactions, flags, problems, times)
     item_flags = {columns.item: "--item-column", columns.title: "--title-column"}
     item_flags |= dict.fromkeys(columns.attributes, "--attribute-columns")
     catalog_rows = CheckedTable.read(items, item_flags, problems) if items else None
@@ -81,7 +82,8 @@ def read_log(
 
     log.require_text(columns.session, "session id")
     log.require_text(columns.item, "item id")
-    seconds = _seconds(log, columns, split, time_unit) if columns.time else None
+    for name, cells in times.items():
+        log.require_times(name, cells)
     if catalog_rows:
         catalog_rows.require_text(columns.item, "item id")
         catalog_rows.require_unique(columns.item, "item id")
@@ -90,20 +92,17 @@ def read_log(
         session_rows.require_unique(columns.session, "session id")
     problems.stop_if_fatal()
 
+    position = np.arange(len(log.texts(columns.item)), dtype=np.int32)  # of each distinct item id in the catalog
     if catalog_rows:
-        item_of_row = log.require_known(columns.item, catalog_rows, columns.item, "unknown item id")
-    else:
-        item_of_row, item_ids = encode(log.cells(columns.item))
+        position = log.require_known(columns.item, catalog_rows, columns.item, "unknown item id")
     if session_rows:
         log.require_known(columns.session, session_rows, columns.session, "session not in the sessions file")
         session_rows.require_used(columns.session, log)
-    session_of_row, session_ids = encode(log.cells(columns.session))
     labels: dict[str, str] = {}
     if split and session_rows:
         labels = _labels(session_rows.good_texts(columns.session), session_rows.good_texts(split))
     elif split:
-        log.require_constant(split, session_of_row, session_ids)
-        labels = _labels(log.good_texts(columns.session), log.good_texts(split))
+        labels = log.require_constant(split, columns.session)
     problems.stop_if_any()
 
     if not log.good.any():
@@ -115,15 +114,13 @@ def read_log(
             {name: catalog_rows.good_texts(name) for name in columns.attributes},
         )
     else:
-        present = np.flatnonzero(_counts(item_of_row, log.good, len(item_ids)))
-        place = np.full(len(item_ids), -1, np.int32)
-        place[present] = np.arange(len(present))
-        item_of_row = place[item_of_row]
-        catalog = _catalog_from_log(log, [item_ids[i] for i in present], item_of_row, columns)
+        present = _counts(log, columns.item) > 0
+        position[present] = np.arange(present.sum())
+        catalog = _catalog_from_log(log, present, position, columns)
     _count_blank_rows(problems, log, catalog_rows, session_rows)
-    good = log.good
-    del log, catalog_rows, session_rows  # the tables' texts, before the rows are sorted
-    built = _build_sessions(session_of_row, session_ids, item_of_row, seconds, good)
+    del catalog_rows, session_rows
+    seconds = next((column.seconds for column in times.values()), None)
+    built = _build_sessions(log, columns, position, seconds)
     return Log(catalog, built, labels, problems.counts, notes)
 
 
@@ -132,8 +129,6 @@ def _log_flags(
 ) -> dict[str, str]:
     """Return the columns to read from the interactions, with the flag that names each."""
     flags = {columns.session: "--session-column", columns.item: "--item-column"}
-    if columns.time:
-        flags[columns.time] = "--time-column"
     if split:
         flags[split] = "--split-column"
     if has_items:
@@ -147,14 +142,6 @@ def _log_flags(
             f"'{columns.title}'. An LLM knows little about bare ids: give --items or --title-column."
         )
     return flags
-
-
-def _seconds(log: CheckedTable, columns: Columns, split: str | None, unit: TimeUnit) -> TimeArray | None:
-    """(n,) the times; their text is given back, as in large logs nearly every row has one of its own."""
-    times = log.read_times(columns.time or "", unit)
-    if times and columns.time not in {columns.session, columns.item, columns.title, split, *columns.attributes}:
-        log.table.columns.pop(columns.time or "")
-    return times.seconds if times else None
 
 
 def _count_blank_rows(problems: Problems, *tables: CheckedTable | None) -> None:
@@ -182,61 +169,73 @@ def _find_split_column(source: Source, columns: Columns, problems: Problems, not
     return None
 
 
-def _most_frequent(cells: pa.Array, item_of_row: IntArray, n_items: int) -> list[str]:
+def _catalog_from_log(
+    log: CheckedTable, present: npt.NDArray[np.bool_], position: IntArray, columns: Columns
+) -> Catalog:
+    """Make a catalog of the items seen in the good rows of the interactions."""
+    ids: list[str] = log.texts(columns.item).filter(pa.array(present)).to_pylist()
+
+    def column(name: str) -> list[str]:
+        return _most_frequent(log, name, log.codes(columns.item), position, len(ids))
+
+    titles = column(columns.title) if columns.title in log.table.columns else list(ids)
+    return Catalog(ids, titles, {name: column(name) for name in columns.attributes})
+
+
+def _most_frequent(log: CheckedTable, column: str, items: IntArray, position: IntArray, n_items: int) -> list[str]:
     """Return the most frequent non-empty cell of each item, the first seen among equals; "" where there is none."""
-    codes, texts = encode(cells)
-    filled = ~per_value(cells, is_blank).to_numpy(zero_copy_only=False)
-    width = max(len(texts), 1)
-    pairs = item_of_row[filled].astype(np.int64) * width + codes[filled]
-    distinct, first, counts = np.unique(pairs, return_index=True, return_counts=True)
-    best_first = np.lexsort((first, -counts, distinct // width))
-    items, best = np.unique(distinct[best_first] // width, return_index=True)
+    codes, texts = log.codes(column), log.texts(column)
+    filled, width = ~is_blank(texts), max(len(texts), 1)
+    pairs = first = counts = np.empty(0, np.int64)
+    for block in spill.slices(len(codes)):
+        rows = block.start + np.flatnonzero(log.good[block] & filled[codes[block]])
+        pairs = np.concatenate([pairs, position[items[rows]].astype(np.int64) * width + codes[rows]])
+        pairs, at, inverse = np.unique(pairs, return_index=True, return_inverse=True)
+        first = np.concatenate([first, rows])[at]
+        counts = np.bincount(inverse, np.concatenate([counts, np.ones(len(rows))]))
+    best_first = np.lexsort((first, -counts, pairs // width))
+    found, best = np.unique(pairs[best_first] // width, return_index=True)
     chosen = [""] * n_items
-    for item, pair in zip(items, distinct[best_first][best], strict=True):
-        chosen[item] = texts[pair % width]
+    for item, text in zip(found, texts.take(pairs[best_first][best] % width).to_pylist(), strict=True):
+        chosen[item] = text
     return chosen
 
 
-def _catalog_from_log(log: CheckedTable, item_ids: list[str], item_of_row: IntArray, columns: Columns) -> Catalog:
-    """Make a catalog of the items seen in the good rows of the interactions."""
-    good = pa.array(log.good)
-
-    def column(name: str) -> list[str]:
-        return _most_frequent(log.cells(name).filter(good), item_of_row[log.good], len(item_ids))
-
-    titles = column(columns.title) if columns.title in log.table.columns else list(item_ids)
-    return Catalog(item_ids, titles, {name: column(name) for name in columns.attributes})
-
-
-def _build_sessions(
-    session_of_row: IntArray,
-    session_ids: list[str],
-    item_of_row: IntArray,
-    seconds: TimeArray | None,
-    good: npt.NDArray[np.bool_],
-) -> Sessions:
-    counts = _counts(session_of_row, good, len(session_ids))
+def _build_sessions(log: CheckedTable, columns: Columns, position: IntArray, seconds: TimeArray | None) -> Sessions:
+    """Sort the good rows by session and time: dealt out to runs of sessions in one pass, then sorted run by run."""
+    session_of, item_of = log.codes(columns.session), log.codes(columns.item)
+    counts = _counts(log, columns.session)
     offsets = offsets_of(counts)
-    items = np.empty(offsets[-1], np.int32)
-    times = None if seconds is None else np.empty(offsets[-1])
-    for first, end in blocks(offsets, BLOCK):
-        rows = np.flatnonzero(good & (session_of_row >= first) & (session_of_row < end))
-        keys = (session_of_row[rows],) if seconds is None else (seconds[rows], session_of_row[rows])
-        rows = rows[np.lexsort(keys)]
-        items[offsets[first] : offsets[end]] = item_of_row[rows]
+    runs = list(blocks(offsets, spill.BLOCK))
+    run_of = np.repeat(np.arange(len(runs), dtype=np.min_scalar_type(len(runs))), [end - first for first, end in runs])
+    filled = offsets[[first for first, _ in runs]]
+    sessions, items = spill.empty(offsets[-1], np.int32), spill.empty(offsets[-1], np.int32)
+    times = None if seconds is None else spill.empty(offsets[-1], np.float64)
+    for block in spill.slices(len(session_of)):
+        rows = block.start + np.flatnonzero(log.good[block])
+        run = run_of[session_of[rows]]
+        rows, more = rows[np.argsort(run, kind="stable")], np.bincount(run, minlength=len(runs))
+        to = ranges(filled, more)
+        filled += more
+        sessions[to], items[to] = session_of[rows], position[item_of[rows]]
         if times is not None and seconds is not None:
-            times[offsets[first] : offsets[end]] = seconds[rows]
-    present = np.flatnonzero(counts)
-    ids = np.array([session_ids[i] for i in present], dtype=object)
+            times[to] = seconds[rows]
+    for first, end in runs:
+        run = slice(offsets[first], offsets[end])
+        order = np.lexsort((sessions[run],) if times is None else (times[run], sessions[run]))
+        items[run] = items[run][order]
+        if times is not None:
+            times[run] = times[run][order]
+    present = counts > 0
+    ids = log.texts(columns.session).filter(pa.array(present)).to_numpy(zero_copy_only=False)
     return Sessions(ids, offsets_of(counts[present]), items, times)
 
 
-def _counts(codes: IntArray, good: npt.NDArray[np.bool_], n: int) -> LongArray:
-    """(n,) how often each code stands in a good row."""
-    counts = np.zeros(n, np.int64)
-    for start in range(0, len(codes), BLOCK):
-        rows = slice(start, start + BLOCK)
-        counts += np.bincount(codes[rows][good[rows]], minlength=n)
+def _counts(log: CheckedTable, column: str) -> LongArray:
+    """(distinct,) in how many good rows each text of a column stands."""
+    codes, counts = log.codes(column), np.zeros(len(log.texts(column)), np.int64)
+    for block in spill.slices(len(codes)):
+        counts += np.bincount(codes[block][log.good[block]], minlength=len(counts))
     return counts
 
 

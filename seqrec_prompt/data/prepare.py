@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -90,7 +90,8 @@ def prepare(config: PrepareConfig) -> Dataset:
     A second run with the same settings and files reads back what is there. Raises DataError naming every problem of
     the input, and ArtifactError when `out` holds something made with other settings. Nothing is left behind on error.
     """
-    from seqrec_prompt.data.dataset import Dataset
+    from seqrec_prompt.data.dataset import Dataset, summary
+    from seqrec_prompt.data.spill import spilling
 
     places = {"interactions": config.interactions, "items": config.items, "sessions": config.sessions}
     named = {name: place for name, place in places.items() if place is not None}
@@ -102,7 +103,7 @@ def prepare(config: PrepareConfig) -> Dataset:
         dataset = Dataset.load(config.out)
         print(f"{config.out}: already prepared.\n{summary(dataset.manifest)}")
         return dataset
-    with progress(len(STEPS), "prepare", "steps") as bar:
+    with progress(len(STEPS), "prepare", "steps") as bar, spilling(config.out.resolve().parent):
         dataset = _make(config, sources, inputs, bar)
         with staged_directory(config.out) as staged:
             dataset.save(staged)
@@ -189,14 +190,15 @@ def _k_core(config: PrepareConfig, catalog: Catalog, sessions: Sessions) -> tupl
 
     import numpy as np
 
+    from seqrec_prompt.data import spill
     from seqrec_prompt.data.splits import k_core
 
     if not config.k_core:
         return catalog, sessions
     sessions = k_core(sessions, config.k_core)
-    present = np.flatnonzero(np.bincount(sessions.items))
-    items = np.searchsorted(present, sessions.items).astype(np.int32)
-    return catalog.take(present), replace(sessions, items=items)
+    present = spill.count(sessions.items, len(catalog)) > 0
+    items = spill.lookup((np.cumsum(present) - 1).astype(np.int32), sessions.items)
+    return catalog.take(np.flatnonzero(present)), replace(sessions, items=items)
 
 
 def _long_enough(config: PrepareConfig, catalog: Catalog, sessions: Sessions) -> tuple[Catalog, Sessions]:
@@ -222,42 +224,6 @@ def _split(config: PrepareConfig, sessions: Sessions, labels: dict[str, str]) ->
 def sentence_case(title: str) -> str:
     """Rewrite 'WHITE HANGING HEART T-LIGHT HOLDER' as 'White hanging heart t-light holder'; leave others alone."""
     return title.capitalize() if title == title.upper() else title
-
-
-def summary(made: dict[str, Any]) -> str:
-    """Describe a prepared directory, from its manifest, in a few lines."""
-    facts, settings = made["facts"], made["config"]
-    validation = f"{facts['validation_sessions']:,} validation, " if facts["validation_sessions"] else ""
-    lines = [
-        f"{facts['sessions']:,} sessions, {facts['items']:,} items, {facts['interactions']:,} interactions",
-        f"split {settings['split']}: {facts['train_sessions']:,} train, {validation}{facts['test_sessions']:,} test",
-    ]
-    if facts["left_out"]:
-        lines.append("left out of the split: " + _listed(facts["left_out"]))
-    if facts["dropped"]:
-        lines.append("dropped: " + _listed(facts["dropped"]))
-    if facts["filtered_sessions"] or facts["filtered_items"]:
-        lines.append(
-            f"filtered (k_core {settings['k_core']}, min_session {settings['min_session']}): "
-            f"{facts['filtered_sessions']:,} sessions, {facts['filtered_items']:,} items"
-        )
-    if facts["items_sharing_a_title"] or facts["empty_titles"]:
-        lines.append(
-            f"titles: {facts['items_sharing_a_title']:,} items share theirs with another, {facts['empty_titles']:,} "
-            "have none (written as their id)"
-        )
-    if facts["tied_test_share"]:
-        order = "shuffled (--ties file where the file keeps the order of events)"
-        if settings["ties"] == "file":
-            order = "kept in file order (--ties shuffle where that order means nothing)"
-        lines.append(
-            f"ties: {facts['tied_test_share']:.1%} of test sessions end in two items of the same time, {order}"
-        )
-    return "\n".join(f"  {line}" for line in [*lines, *facts["notes"]])
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {kind or '(empty)'}" for kind, count in counts.items())
 
 
 def _sharing(catalog: Catalog) -> int:

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from seqrec_prompt.errors import DataError
@@ -74,13 +73,6 @@ def shorten(value: str) -> str:
 def plural(count: int, noun: str) -> str:
     """Write '1 row', '2 rows'."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def mask_of(positions: npt.NDArray[Any], n: int) -> npt.NDArray[np.bool_]:
-    """(n,) True at `positions`."""
-    mask = np.zeros(n, np.bool_)
-    mask[positions] = True
-    return mask
 
 
 def _other_separator(header: Sequence[str]) -> str | None:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from seqrec_prompt.artifacts import hash_file
-from seqrec_prompt.data.tables import Growing, Source, Table, as_text_table, legible, row_numbers
+from seqrec_prompt.data.tables import NO_TIMES, RowNumbers, Source, Table, TableReading, as_text_table
+from seqrec_prompt.data.times import TimeColumn
 from seqrec_prompt.errors import DataError
 
 KNOWN = ".csv, .tsv, .inter, .item, .user (each also .gz), .parquet, or a Hugging Face dataset"
@@ -61,9 +63,10 @@ class DelimitedFile:
         # RecBole writes `name:type`.
         self.columns = [name.rpartition(":")[0] or name for name in self._header] if self._is_atomic else self._header
 
-    def read(self, wanted: Sequence[str]) -> Table:
+    def read(self, wanted: Sequence[str], times: Mapping[str, TimeColumn] = NO_TIMES) -> Table:
         """Read the wanted columns. Raises DataError for a repeated column name or a file that cannot be parsed."""
-        repeated = [name for name in wanted if self.columns.count(name) > 1]
+        reading = TableReading(self.name, wanted, times)
+        repeated = [name for name in reading.columns if self.columns.count(name) > 1]
         if repeated:
             raise DataError([f"{self.name}: row 1: column '{name}' appears more than once" for name in repeated])
         skipped: list[tuple[int, int, int]] = []
@@ -75,21 +78,17 @@ class DelimitedFile:
             skipped.append((row.number, row.expected_columns, row.actual_columns))
             return "skip"
 
-        names = {name: self._header[self.columns.index(name)] for name in dict.fromkeys(wanted)}
-        growing = {name: Growing() for name in names}
-        rows, last = 0, b""
+        names = {name: self._header[self.columns.index(name)] for name in reading.columns}
+        last = b""
         for batch in self._parse(list(dict.fromkeys([*names.values(), self._header[-1]])), skip):
-            rows += batch.num_rows
-            for name, cells in growing.items():
-                cells.append(batch[names[name]])
+            reading.append({name: batch[column] for name, column in names.items()})
             if batch.num_rows:
                 last = batch[self._header[-1]][-1].as_py()
         if broken:
             raise DataError([f'{self.name}: row {broken[0]}: a quote (") opened in this row is not closed in it.'])
-        numbers = row_numbers(rows + len(skipped), [row for row, _, _ in skipped])
         if b"\n" in last and not self._is_atomic:
-            self._refuse_open_quote(int(numbers[-1]))
-        return legible(self.name, {name: cells.column() for name, cells in growing.items()}, numbers, skipped)
+            self._refuse_open_quote(reading.rows, [row for row, _, _ in skipped])
+        return reading.table(skipped)
 
     def digest(self) -> str:
         """SHA-256 of the file."""
@@ -130,13 +129,14 @@ class DelimitedFile:
             raise DataError([f"{self.name}: row 1 is not UTF-8 text. Save the file as UTF-8."])
         return header
 
-    def _refuse_open_quote(self, number: int) -> None:
+    def _refuse_open_quote(self, rows: int, skipped: Sequence[int]) -> None:
         """A quote that is never closed swallows the rest of the file into one cell, without a word from the parser."""
         tail = b""
         with pa.input_stream(self.path) as raw:
             while chunk := raw.read(_BLOCK_BYTES):
                 tail = (tail + chunk)[-1024:]
         if not tail.rstrip(b"\r\n").endswith(b'"'):
+            number = RowNumbers(rows, np.array(skipped, np.int64))[rows - 1]
             raise DataError([f'{self.name}: row {number}: a quote (") opened in this row is never closed.'])
 
 
@@ -151,12 +151,11 @@ class ParquetFile:
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError([f"{self.name}: cannot be read as Parquet: {error}"]) from None
 
-    def read(self, wanted: Sequence[str]) -> Table:
+    def read(self, wanted: Sequence[str], times: Mapping[str, TimeColumn] = NO_TIMES) -> Table:
         """Read the wanted columns."""
-        columns = list(dict.fromkeys(wanted))
         try:
             with pq.ParquetFile(self.path) as file:
-                return as_text_table(self.name, columns, file.iter_batches(columns=columns))
+                return as_text_table(self.name, wanted, times, lambda columns: file.iter_batches(columns=columns))
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError([f"{self.name}: cannot be read as Parquet: {error}"]) from None
 

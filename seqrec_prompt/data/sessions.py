@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seqrec_prompt.artifacts import atomic_file
+from seqrec_prompt.data import spill
 from seqrec_prompt.ragged import IntArray, LongArray, blocks, offsets_of, ranges
 
 IdArray = npt.NDArray[np.object_]
 TimeArray = npt.NDArray[np.float64]
-BLOCK = 1 << 21  # entries copied or sorted at once: what that takes beside the arrays themselves is bounded
+GROUP = 1 << 22  # entries of a row group of a file: a group is held in memory to be written
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,15 @@ class Sessions:
         """(total,) position of the session each entry of `items` belongs to."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    def blocks(self) -> Iterator[tuple[slice, slice, LongArray]]:
+        """Runs of sessions of a bounded number of entries: the sessions, the entries, and of which session each is.
+
+        The last counts from the run's first session.
+        """
+        for first, end in blocks(self.offsets, spill.BLOCK):
+            rows = np.repeat(np.arange(end - first), self.lengths[first:end])
+            yield slice(first, end), slice(self.offsets[first], self.offsets[end]), rows
+
     @classmethod
     def build(cls, ids: Sequence[str], items: Sequence[Sequence[int]]) -> Sessions:
         """Build sessions from Python lists (for tests and small data)."""
@@ -80,14 +90,24 @@ class Sessions:
 
     def select_items(self, keep: npt.NDArray[np.bool_]) -> Sessions:
         """Keep the entries marked in `keep` (total,); sessions stay, if need be empty."""
-        offsets = offsets_of(keep.view(np.int8))[self.offsets]
-        return Sessions(self.ids, offsets, self.items[keep], None if self.times is None else self.times[keep])
+        lengths = np.empty(len(self), np.int64)
+        items = spill.empty(int(keep.sum()), self.items.dtype)
+        times = None if self.times is None else spill.empty(len(items), np.float64)
+        end = 0
+        for which, entries, rows in self.blocks():
+            kept = keep[entries]
+            lengths[which] = np.bincount(rows[kept], minlength=which.stop - which.start)
+            to = slice(end, end := end + int(kept.sum()))
+            items[to] = self.items[entries][kept]
+            if times is not None and self.times is not None:
+                times[to] = self.times[entries][kept]
+        return Sessions(self.ids, offsets_of(lengths), items, times)
 
     def _gather(self, ids: npt.NDArray[Any], starts: LongArray, lengths: LongArray) -> Sessions:
         offsets = offsets_of(lengths)
-        items = np.empty(offsets[-1], self.items.dtype)
-        times = None if self.times is None else np.empty(offsets[-1])
-        for first, end in blocks(offsets, BLOCK):
+        items = spill.empty(offsets[-1], self.items.dtype)
+        times = None if self.times is None else spill.empty(offsets[-1], np.float64)
+        for first, end in blocks(offsets, spill.BLOCK):
             entries, to = ranges(starts[first:end], lengths[first:end]), slice(offsets[first], offsets[end])
             items[to] = self.items[entries]
             if times is not None and self.times is not None:
@@ -191,13 +211,16 @@ class Split:
 def save_sessions(path: Path, part: Sessions | Holdout) -> None:
     """Write sessions, or a holdout with its `target` (and `target_time`) columns, as Parquet."""
     if isinstance(part, Holdout):
-        table = part.prompts.to_table().append_column("target", pa.array(part.targets))
+        sessions = part.prompts
+        table = sessions.to_table().append_column("target", pa.array(part.targets))
         if part.target_times is not None:
             table = table.append_column("target_time", pa.array(part.target_times))
     else:
+        sessions = part
         table = part.to_table()
+    group = min(GROUP * len(sessions) // max(len(sessions.items), 1), 1 << 20)
     with atomic_file(path) as partial:
-        pq.write_table(table, partial)
+        pq.write_table(table, partial, row_group_size=max(group, 1))
 
 
 def load_sessions(path: Path) -> Sessions:

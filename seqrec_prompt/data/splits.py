@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from seqrec_prompt.data.sessions import BLOCK, Holdout, Sessions, Split
+from seqrec_prompt.data import spill
+from seqrec_prompt.data.sessions import Holdout, Sessions, Split
 from seqrec_prompt.errors import DataError
-from seqrec_prompt.ragged import blocks
 
 _TRAIN, _TEST = ("train", "training"), ("test",)
 _VALIDATION = ("valid", "validation", "val", "dev")
@@ -31,25 +31,31 @@ def k_core(sessions: Sessions, k: int) -> Sessions:
     The k-core of the session–item graph (Seidman, 1983), repeated interactions counted each time. What remains does
     not depend on the order of dropping. Items keep their catalog positions.
     """
-    rows, items = sessions.rows, sessions.items
-    keep = np.ones(len(items), np.bool_)
-    while True:
-        of_session = np.bincount(rows[keep], minlength=len(sessions))
-        of_item = np.bincount(items[keep], minlength=_size(sessions))
-        still = keep & (of_session[rows] >= k) & (of_item[items] >= k)
-        if still.sum() == keep.sum():
-            break
-        keep = still
+    items, keep = sessions.items, spill.empty(len(sessions.items), np.bool_)
+    keep[:] = True
+    of_session, of_item = sessions.lengths, spill.count(items, _size(sessions))
+    left, before = len(items), -1
+    while left != before:
+        before, left = left, 0
+        still_of_session, still_of_item = np.zeros_like(of_session), np.zeros_like(of_item)
+        for which, entries, rows in sessions.blocks():
+            still = keep[entries] & (of_session[which][rows] >= k) & (of_item[items[entries]] >= k)
+            keep[entries] = still
+            left += int(still.sum())
+            still_of_session[which] = np.bincount(rows[still], minlength=which.stop - which.start)
+            still_of_item += np.bincount(items[entries][still], minlength=len(of_item))
+        of_session, of_item = still_of_session, still_of_item
     kept = sessions.select_items(keep)
     return kept.take(kept.lengths > 0)
 
 
 def first_occurrences(sessions: Sessions) -> Sessions:
     """Keep each item only where it first stands in its session."""
-    key = sessions.rows * _size(sessions) + sessions.items
-    _, first = np.unique(key, return_index=True)
-    keep = np.zeros(len(key), np.bool_)
-    keep[first] = True
+    keep = spill.empty(len(sessions.items), np.bool_)
+    for _, entries, rows in sessions.blocks():
+        _, first = np.unique(rows * _size(sessions) + sessions.items[entries], return_index=True)
+        keep[entries] = False
+        keep[entries.start + first] = True
     return sessions.select_items(keep)
 
 
@@ -62,10 +68,8 @@ def shuffle_ties(sessions: Sessions, seed: int) -> Sessions:
     if sessions.times is None:
         return sessions
     draw = np.random.default_rng(seed)
-    items, times = np.empty_like(sessions.items), np.empty_like(sessions.times)
-    for first, end in blocks(sessions.offsets, BLOCK):
-        part = slice(sessions.offsets[first], sessions.offsets[end])
-        rows = np.repeat(np.arange(first, end), sessions.lengths[first:end])
+    items, times = spill.empty(len(sessions.items), np.int32), spill.empty(len(sessions.items), np.float64)
+    for _, part, rows in sessions.blocks():
         chance = draw.random(len(rows))  # in runs, the numbers that one call gives
         order = part.start + np.lexsort((chance, sessions.times[part], rows))
         items[part], times[part] = sessions.items[order], sessions.times[order]
@@ -167,9 +171,8 @@ def forward_chaining(train: Sessions, bins: int = 4, seed: int | None = 0) -> It
 
 def hold_out(sessions: Sessions, train: Sessions) -> Holdout:
     """Remove items unseen in `train`, drop sessions then shorter than two items, and hold out the last item."""
-    seen = np.zeros(max(_size(train), _size(sessions)), np.bool_)
-    seen[train.items] = True
-    known = sessions.select_items(seen[sessions.items])
+    seen = spill.count(train.items, max(_size(train), _size(sessions))) > 0
+    known = sessions.select_items(spill.lookup(seen, sessions.items))
     return Holdout.of_last_items(known.take(known.lengths >= 2))
 
 

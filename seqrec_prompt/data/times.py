@@ -10,6 +10,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from seqrec_prompt.data import spill
+from seqrec_prompt.data.problems import EXAMPLES
 
 TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
 
@@ -42,6 +46,52 @@ class Times:
     def odd(self) -> npt.NDArray[np.bool_]:
         """(n,) True where the cell is a time, but not written as most of the column is."""
         return np.not_equal(self.form, _BAD) & np.not_equal(self.form, self.main)
+
+
+class TimeColumn:
+    """A column of times that is read batch by batch: of its text, only what a message may quote is kept."""
+
+    def __init__(self, unit: TimeUnit = "auto") -> None:
+        self._unit = unit
+        self._seconds, self._form = spill.Growing(np.float64), spill.Growing(np.int8)
+        self._counts = np.zeros(len(FORMS), np.int64)
+        self._quotes: dict[int, str] = {}
+        self._bad_quotes = 0
+
+    def append(self, cells: pa.DictionaryArray) -> None:
+        """Parse the cells of the next batch."""
+        times, start = parse_times(cells, self._unit), len(self.form)
+        for form in range(len(FORMS)):
+            rows = np.flatnonzero(times.form == form)
+            if len(rows) and not self._counts[form]:
+                self._quotes[start + int(rows[0])] = cells[rows[0]].as_py()
+            self._counts[form] += len(rows)
+        if self._bad_quotes < EXAMPLES and times.bad.any():
+            filled = pc.not_equal(pc.binary_length(cells.dictionary), 0).take(cells.indices)
+            rows = np.flatnonzero(times.bad & filled.to_numpy(zero_copy_only=False))[: EXAMPLES - self._bad_quotes]
+            self._quotes |= {start + int(row): cells[row].as_py() for row in rows}
+            self._bad_quotes += len(rows)
+        self._seconds.append(times.seconds)
+        self._form.append(times.form)
+
+    @property
+    def seconds(self) -> npt.NDArray[np.float64]:
+        """(n,) Unix seconds, NaN where bad."""
+        return self._seconds.values
+
+    @property
+    def form(self) -> npt.NDArray[np.int8]:
+        """(n,) position in FORMS, -1 where bad."""
+        return self._form.values
+
+    @property
+    def main(self) -> int:
+        """The form most cells have."""
+        return int(np.argmax(self._counts))
+
+    def quote(self, row: int) -> str:
+        """Text of the cell in a row that is the first of its form, or among the first bad ones."""
+        return self._quotes.get(row, "")
 
 
 def parse_times(cells: pa.Array, unit: TimeUnit = "auto") -> Times:

@@ -121,7 +121,7 @@ def compile_trie(titles: TokenLists, priority: npt.NDArray[np.int64] | None = No
     if n_items == 0:
         raise TemplateError("The catalog is empty: there is nothing to decode.")
     if titles.lengths.min() == 0:
-        raise TemplateError(f"Item {int(titles.lengths.argmin())} of the catalog has no tokens.")
+        raise TemplateError(f"Item {int(titles.lengths.argmin())} of the catalog, from 0, has no tokens.")
     leaf_of, first, counts = _sorted_leaves(titles)
     sequences = titles.take(first)
     common = _common_prefixes(sequences)

@@ -52,8 +52,8 @@ def windows(sessions: Sessions, prompter: Prompter, context: int, objective: Obj
             if stop - start < 2:
                 (one, other), tokens = sessions.items[start : start + 2].tolist(), sum(sizes[start : start + 2])
                 raise TemplateError(
-                    f"The titles of items {one} and {other} of the catalog, {tokens} tokens, and the template do not "
-                    f"fit a context of {context} tokens. Raise it with --context."
+                    f"The titles of items {one} and {other} of the catalog (from 0), {tokens} tokens, and the "
+                    f"template do not fit a context of {context} tokens. Raise it with --context."
                 )
             starts.append(start)
             stops.append(stop)

@@ -139,8 +139,8 @@ class Prompter:
             kind = "cluster" if self.template.name == "Classify" else "item"
             raise TemplateError(
                 f"A context of {context} tokens is too short: the template takes {context - self.space(context)}, the "
-                f"longest title ({kind} {longest} of the catalog) {self.answers.lengths[longest]}, answer and choices "
-                f"up to {taken.max(initial=0)}. Raise it with --context."
+                f"longest title ({kind} {longest} of the catalog, from 0) {self.answers.lengths[longest]}, answer and "
+                f"choices up to {taken.max(initial=0)}. Raise it with --context."
             )
         sessions = sessions.last(self.template.max_items)
         sizes = self.lines.lengths[sessions.items]

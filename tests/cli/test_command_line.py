@@ -145,8 +145,8 @@ def test_what_the_system_refuses_is_one_line(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (MemoryError(), "error: evaluate: out of memory. Read less at once: see --batch-size in --help"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried …"), "error: evaluate: out of memory. Read less at once: "),
+        (MemoryError(), "error: evaluate: out of memory. Where --help lists --batch-size, a smaller one takes less"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried …"), "error: evaluate: out of memory. Where --help lists"),
     ],
 )
 def test_memory_that_ran_out_is_one_line(capsys, monkeypatch, error, told):

@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from seqrec_prompt.config import load, parse
@@ -314,39 +313,3 @@ def test_data_without_times_is_split_leave_one_out(tmp_path):
     assert manifest["facts"]["items_sharing_a_title"] == sum(
         c for c in Counter(dataset.catalog.texts()).values() if c > 1
     )
-
-
-GROWTH = """
-from pathlib import Path
-from seqrec_prompt.data import ingest, readers, sessions, splits
-from seqrec_prompt.data.prepare import PrepareConfig, prepare
-import seqrec_prompt.data.dataset
-def peak():
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-readers._BLOCK_BYTES = 1 << 17
-sessions.BLOCK = ingest.BLOCK = splits.BLOCK = 1 << 16
-for name in ("small", "large"):
-    before = peak()
-    prepare(PrepareConfig(interactions=f"{name}.csv", time_column="time", out=Path(name)))
-print(1024 * (peak() - before))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from Linux's /proc")
-def test_a_row_of_a_large_file_takes_bounded_memory(tmp_path):
-    """Codes, a time and its text: how much higher a file four times as large brings the peak of a process."""
-    draw, rows = np.random.default_rng(0), 1_000_000
-    for name, n in (("small", rows // 4), ("large", rows)):
-        users = [f"u{i:08d}" for i in draw.integers(0, n // 10, n)]
-        items = [f"B{i:09d}" for i in draw.integers(0, 500, n)]
-        lines = (
-            f"{user},{item},{1_600_000_000 + i // 4}\n" for i, (user, item) in enumerate(zip(users, items, strict=True))
-        )
-        (tmp_path / f"{name}.csv").write_text("session_id,item_id,time\n" + "".join(lines))
-    # Arrow's own pool keeps what is freed, and more of it the more batches there were.
-    environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}
-    command = [sys.executable, "-c", GROWTH]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) < 100 * (rows - rows // 4)

@@ -20,6 +20,10 @@ ROWS = [
 ]
 
 
+def numbers(table):
+    return table.numbers[np.arange(len(table))].tolist()
+
+
 def write(path, separator=",", header=HEADER, quote='"', bom=False, newline="\n"):
     cell = (lambda c: f"{quote}{c}{quote}" if separator in c else c) if quote else str
     lines = [separator.join(map(cell, row)) for row in (header, *ROWS)]
@@ -84,7 +88,7 @@ def test_every_format_reads_the_same_text(tmp_path, form):
     assert source.columns[:4] == list(HEADER)
     table = source.read(["item_id", "session_id", "title", "timestamp"])
     assert list(zip(*(table.columns[name].to_pylist() for name in HEADER), strict=True)) == ROWS
-    assert table.numbers.tolist() == [2, 3, 4, 5]
+    assert numbers(table) == [2, 3, 4, 5]
     assert len(source.digest()) == 64
 
 
@@ -106,7 +110,11 @@ def test_quotes_stay_in_atomic_files_and_go_in_csv(tmp_path):
 def test_rows_are_counted_as_a_spreadsheet_does(tmp_path):
     (tmp_path / "x.csv").write_text('a,b,c\n1,"two\nlines",\n\n,,\n2\n3,x,\n4,x,y,z\n5,x,\n\n')
     table = open_source(str(tmp_path / "x.csv")).read(["a", "b"])
-    assert dict(zip(table.columns["a"].to_pylist(), table.numbers.tolist(), strict=True)) == {"1": 2, "3": 6, "5": 8}
+    assert dict(zip(table.columns["a"].to_pylist(), numbers(table), strict=True)) == {
+        "1": 2,
+        "3": 6,
+        "5": 8,
+    }
     assert table.ragged == [(5, 3, 1), (7, 3, 4)]
     assert table.blank == 3
 
