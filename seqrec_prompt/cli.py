@@ -209,7 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"seqrec-prompt {version('seqrec_prompt')}")
         return EXIT_OK
     if words[0] not in VERBS:
-        print(f"error: unknown verb '{words[0]}'. Verbs: {', '.join(VERBS)}. See seqrec-prompt --help", file=sys.stderr)
+        from seqrec_prompt.config import did_you_mean
+
+        known = did_you_mean(words[0], VERBS) or f". Verbs: {', '.join(VERBS)}. See seqrec-prompt --help"
+        print(f"error: unknown verb '{words[0]}'{known}", file=sys.stderr)
         return EXIT_ERROR
     return run(words[0], words[1:])
 

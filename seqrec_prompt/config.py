@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -264,6 +265,8 @@ def _explain(cls: type[Config], error: Any) -> str:
     if error["type"] == "value_error" and not key:
         return str(error["ctx"]["error"])
     wording = {"path_type": "not a path"}.get(error["type"], error["msg"].removeprefix("Value error, "))
+    if error["type"] == "literal_error":
+        wording += did_you_mean(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
     field = dict(_walk(cls)).get(key)
     hidden = field is not None and not field.repr  # somebody may have put a key there
     return f"'{key}': {wording}" if hidden else f"'{key}' = {error['input']!r}: {wording}"

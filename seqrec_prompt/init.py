@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def init(config: InitConfig) -> dict[str, Any]:
     found = find_columns(interactions, items, given)
     facts = look(interactions, items, found)
     write_text(config.out, _write(config, found, facts))
-    print(_summary(config, found, facts))
+    print(_summary(config, found, facts, (items or interactions).columns))
     return {"columns": asdict(found), "facts": asdict(facts)}
 
 
@@ -154,11 +155,12 @@ def _commands(config: InitConfig) -> list[str]:
     return [f"seqrec-prompt {verb} --config {shlex.quote(str(config.out))}" for verb in STEPS]
 
 
-def _summary(config: InitConfig, found: Found, facts: Facts) -> str:
+def _summary(config: InitConfig, found: Found, facts: Facts, titled: Sequence[str]) -> str:
+    no_title = "no column found, items are written as their ids; --title-column names one of " + ", ".join(titled)
     told = [
         f"{facts.sessions:,} sessions ({found.session}), {facts.items:,} items ({found.item}), {facts.rows:,} rows",
         f"time: {found.time or 'no column found, rows are taken in file order'}",
-        f"title: {found.title or 'no column found, items are written as their ids'}",
+        f"title: {found.title or no_title}",
     ]
     if facts.median_length < 2:
         told.append(f"most sessions have a single row: is {found.session} the right column? --session-column names it")

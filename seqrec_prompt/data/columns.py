@@ -80,6 +80,8 @@ def find_columns(interactions: Source, items: Source | None, given: Mapping[str,
     shared = [name for name in log if name in catalog]
     # A 'product name' is no id of a product.
     item = given.get("item") or _named("item", [name for name in shared if not _contains(name, "title")])
+    if item is None and items and len(shared) == 1:
+        item = shared[0]
     session = given.get("session") or _named("session", [name for name in log if name != item])
     if item is None or session is None:
         raise DataError(_untold(interactions, items, shared, item, session))

@@ -63,6 +63,13 @@ def test_the_item_id_stands_in_both_files(table):
     assert (found.item, found.title) == ("sku", "name")
 
 
+def test_the_only_column_of_both_files_is_the_item_id_whatever_its_name(table):
+    log = table("log.csv", "Kunde;Artikel;Menge\n1;a;2\n")
+    items = table("items.csv", "Artikel;Bezeichnung\na;Becher, rot\n")
+    found = find_columns(log, items, {"session": "Kunde"})
+    assert (found.item, found.title) == ("Artikel", None)
+
+
 def test_what_is_given_is_taken(table):
     source = table("a.csv", "a,b,c,title\n1,2,3,4\n")
     found = find_columns(source, None, {"session": "a", "item": "b", "title": "c"})
