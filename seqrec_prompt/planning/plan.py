@@ -21,8 +21,15 @@ if TYPE_CHECKING:
     from seqrec_prompt.planning.probe import Decoded, Trained
     from seqrec_prompt.planning.work import Work
 
-# After a prompt, without a probe: what SmolLM2 took for lists of 20 on Amazon Beauty, eval/results/decoding.md.
-ROUNDS, TREE_TOKENS = 8, 150
+# After a prompt, without a probe: what SmolLM2 took for an item of a list of 20 on Amazon Beauty, and for the list
+# (eval/results/decoding.md).
+ITEM_TOKENS, ROUNDS = 5.2, 5.2
+# By whether it is planned for this machine: only there is anything better.
+ROUGH = {
+    True: "rough: computed from shapes; it may take half of that or twice as much, of memory above all. --probe takes "
+    "a few real steps and tells it closely",
+    False: "rough: computed from shapes and constants that nobody measured there; believe the order of magnitude",
+}
 
 
 class PlanConfig(Config):
@@ -52,6 +59,7 @@ class PlanConfig(Config):
     objective: Literal["last_item", "all_items", "catalog"] = Field("catalog", description="as for 'finetune'")
     method: Literal["lora", "dora", "qlora", "full"] = Field("lora", description="as for 'finetune'")
     lora: LoraConfig = LoraConfig()
+    latest: int | None = Field(None, ge=1, description="train on so many of the latest sessions alone")
     context: int = Field(512, ge=16, description="longest training example in tokens")
     epochs: float = Field(1.0, gt=0, description="passes over the training examples")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
@@ -144,6 +152,8 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     for stage, offer in offers.items():
         result[f"hosted {stage}"] = offer.facts()
         lines += [f"hosted {stage}: {str(offer).removeprefix('quote: ')}"]
+    if not config.probe:
+        lines.append(ROUGH[config.device == "this"])
     print("\n".join(lines))
     return result
 
@@ -153,6 +163,7 @@ def _counted(config: PlanConfig, data: Dataset) -> tuple[Work, Any]:
     import numpy as np
 
     from seqrec_prompt.data.lists import Candidates
+    from seqrec_prompt.data.splits import latest
     from seqrec_prompt.engines.models import load_tokenizer
     from seqrec_prompt.finetuning.examples import tokens_of, training_examples
     from seqrec_prompt.planning.work import work_of
@@ -163,7 +174,9 @@ def _counted(config: PlanConfig, data: Dataset) -> tuple[Work, Any]:
     names = clusters.names(data.catalog) if clusters else ()
     prompter = compile_template(config.template, data.catalog, load_tokenizer(config.model, config.revision), names)
     candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
-    train, test = data.split.train.take(data.split.train.lengths >= 2), data.split.test
+    train, test = data.split.train, data.split.test
+    train = train if config.latest is None else latest(train, config.latest)
+    train = train.take(train.lengths >= 2)
     sizes = np.empty(0, np.int64)
     if len(train):
         examples = training_examples(train, prompter, config.context, config.objective, candidates, clusters)
@@ -213,7 +226,7 @@ def _training(config: PlanConfig, shape: Shape, work: Work, device: Device, *, h
     again = config.gradient_checkpointing
     operations = training_flops(shape, work.tokens, config.method, checkpointing=again)
     seconds = operations / (device.operations.value * device.training_share.value)
-    held = training_bytes(
+    held = device.libraries + training_bytes(
         shape, config.batch_size, work.longest, config.lora.r, half=half, method=config.method, checkpointing=again,
         whole_vocabulary=config.objective != "catalog",
     )  # fmt: skip
@@ -224,19 +237,22 @@ def _training(config: PlanConfig, shape: Shape, work: Work, device: Device, *, h
             f"seconds = {a_token:g} · parameters · tokens / (operations · share) = {a_token:g} · "
             f"{shape.parameters:,} · {work.tokens:,.0f} / ({device.operations} · {device.training_share}) = "
             f"{seconds:.0f}",
-            "bytes = weights + adapter + activations of the longest batch: an estimate, see training_bytes",
+            f"bytes = weights + adapter + activations of the longest batch{device.told_libraries}, see training_bytes",
         ),
     )  # fmt: skip
 
 
 def _decoding(config: PlanConfig, shape: Shape, work: Work, device: Device, *, half: bool) -> Need:
     width = 2 if half else 4
-    tokens = work.sessions * (work.prompt_tokens + TREE_TOKENS)
+    titles = ITEM_TOKENS * config.k
+    tokens = work.sessions * (work.prompt_tokens + titles)
     computing = 2 * shape.parameters * tokens / (device.operations.value * device.decoding_share.value)
     batches = -(-work.sessions // config.sessions_at_once)
     reading = batches * (1 + ROUNDS) * shape.parameters * width / device.bandwidth.value
-    held = shape.parameters * width + (
-        config.sessions_at_once * (work.longest_prompt + TREE_TOKENS) * 2 * shape.layers * shape.hidden * width
+    held = (
+        device.libraries
+        + shape.parameters * width
+        + (config.sessions_at_once * (work.longest_prompt + titles) * 2 * shape.layers * shape.hidden * width)
     )
     seconds = computing + reading
     return Need(
@@ -244,9 +260,9 @@ def _decoding(config: PlanConfig, shape: Shape, work: Work, device: Device, *, h
         (
             "seconds = 2 · parameters · sessions · (prompt + titles) / (operations · share) + batches · rounds · bytes "
             f"of the weights / bandwidth = 2 · {shape.parameters:,} · {work.sessions:,} · ({work.prompt_tokens:.0f} + "
-            f"{TREE_TOKENS}) / ({device.operations} · {device.decoding_share}) + {batches:,} · {1 + ROUNDS} · "
+            f"{titles:.0f}) / ({device.operations} · {device.decoding_share}) + {batches:,} · {1 + ROUNDS:g} · "
             f"{shape.parameters * width:,} / {device.bandwidth} = {seconds:.0f}",
-            "bytes = weights + keys and values of a batch, at most: every head has its own",
-            f"titles {TREE_TOKENS}, rounds {ROUNDS}: measured on Amazon Beauty (lists of 20), assumed for yours",
+            f"bytes = weights + keys and values of a batch, every head with its own{device.told_libraries}",
+            f"titles: {ITEM_TOKENS:g} tokens an item, {ROUNDS:g} rounds: measured on Amazon Beauty, assumed for yours",
         ),
     )  # fmt: skip
