@@ -275,7 +275,7 @@ def _explain(cls: type[Config], error: Any) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ": did you mean 'x'?" with the name most like `word`, dashes before it aside; "" where none is like it."""
     names = {name.lstrip("-"): name for name in known}  # dashes that all flags share make none of them alike
-    near = difflib.get_close_matches(word.lstrip("-"), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word.lstrip("-"), names, n=1, cutoff=0.6)
     return f": did you mean '{names[near[0]]}'?" if near else ""
 
 

@@ -119,6 +119,8 @@ def _write(config: InitConfig, found: Found, facts: Facts) -> str:
         )
     lists = config.runs / "recommendations.parquet"
     items_line = f"  items: {inline(config.items)}\n" if config.items else ""
+    if config.items and not found.title:  # items are read for their titles
+        items_line = f"  # items: {inline(config.items)}   # of no use without title_column\n"
     return TEMPLATE.format(
         interactions=config.interactions,
         interactions_value=inline(config.interactions),
@@ -156,10 +158,13 @@ def _commands(config: InitConfig) -> list[str]:
 
 
 def _summary(config: InitConfig, found: Found, facts: Facts, titled: Sequence[str]) -> str:
+    from seqrec_prompt.data.columns import TIMES
+
+    no_time = f"no column found, rows are taken in file order; --time-column names one. Times are {TIMES}"
     no_title = "no column found, items are written as their ids; --title-column names one of " + ", ".join(titled)
     told = [
         f"{facts.sessions:,} sessions ({found.session}), {facts.items:,} items ({found.item}), {facts.rows:,} rows",
-        f"time: {found.time or 'no column found, rows are taken in file order'}",
+        f"time: {found.time or no_time}",
         f"title: {found.title or no_title}",
     ]
     if facts.median_length < 2:

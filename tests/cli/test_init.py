@@ -120,8 +120,20 @@ def test_a_table_as_a_german_spreadsheet_saves_it_is_read(here, capsys):
     assert main(["prepare", "--config", "seqrec.yaml"]) == EXIT_OK
     catalog = pq.read_table("runs/data/catalog.parquet")
     titles = dict(zip(catalog["item_id"].to_pylist(), catalog["title"].to_pylist(), strict=True))
-    assert titles == {"000": "Tee, grün", "001": 'Becher "groß"; rot', "002": "002", "003": "Kanne"}
+    assert titles == {"000": "Tee, grün", "001": 'Becher "groß"; rot', "002": "", "003": "Kanne"}
     assert pq.read_table("runs/data/train.parquet")["session_id"][0].as_py() == "00000"
+
+
+def test_items_without_titles_are_left_out_so_that_the_settings_work(here, capsys):
+    rows = [f"{user},{sku},{day}.2.2024" for day, user in enumerate("uvw", 1) for sku in "abc"]
+    (here / "log.csv").write_text("\n".join(["user,sku,when", *rows]) + "\n", encoding="utf-8")
+    (here / "items.csv").write_text("sku,what\na,Cup\nb,Pot\n", encoding="utf-8")
+    assert main(["init", "--interactions", "log.csv", "--items", "items.csv"]) == EXIT_OK
+    told = capsys.readouterr().out
+    assert "--title-column names one of sku, what" in told
+    assert "--time-column names one. Times are seconds" in told
+    assert main(["prepare", "--config", "seqrec.yaml"]) == EXIT_OK
+    assert "An LLM knows little about bare ids: give --items or --title-column." in capsys.readouterr().out
 
 
 def test_without_a_title_the_columns_that_may_be_one_are_named(here, capsys):

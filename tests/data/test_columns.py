@@ -45,6 +45,13 @@ def test_a_column_named_like_a_time_must_hold_times(table):
     assert find_columns(source, None, {}).time is None
 
 
+def test_a_column_that_is_given_as_the_time_must_hold_times(table):
+    source = table("a.csv", "user_id,item_id,bought\nu,i,2024-01-31\nu,j,31.01.2024\n")
+    told = r"(?s)a\.csv: row 3, column bought: '31\.01\.2024' is no time, like 1 of 2\..*ISO 8601 text such as"
+    with pytest.raises(DataError, match=told):
+        find_columns(source, None, {"time": "bought"})
+
+
 def test_a_column_of_dates_is_found_by_what_is_in_it(table):
     source = table("a.csv", "user_id,item_id,bought,price\nu,i,2020-01-01,3\nu,j,2020-01-02,4\n")
     assert find_columns(source, None, {}).time == "bought"
