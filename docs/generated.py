@@ -11,8 +11,9 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 import seqrec_prompt
-from seqrec_prompt.cli import EXIT_CODES, VERBS, main
+from seqrec_prompt.cli import EXIT_CODES, main
 from seqrec_prompt.console import SWITCHES
+from seqrec_prompt.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from seqrec_prompt import cli, quickstart
-from seqrec_prompt.cli import VERBS, main
+from seqrec_prompt.cli import main
 from seqrec_prompt.config import flags_of
 from seqrec_prompt.console import SWITCHES
 from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from seqrec_prompt import cli
-from seqrec_prompt.cli import VERBS, main
+from seqrec_prompt.cli import main
+from seqrec_prompt.verbs import VERBS
 
 WRITTEN = [verb for verb in VERBS if importlib.util.find_spec(VERBS[verb].module)]
 

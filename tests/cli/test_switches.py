@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from seqrec_prompt import cli, console
-from seqrec_prompt.cli import VERBS, main
+from seqrec_prompt.cli import main
 from seqrec_prompt.config import _walk, as_yaml, load
 from seqrec_prompt.console import SWITCHES, Switches, progress, speaking, take_switches
+from seqrec_prompt.verbs import VERBS
 
 FIT = ["fit", "--recommender", "most-popular"]
 
