@@ -178,7 +178,7 @@ def test_commands_that_a_test_cannot_run_name_what_is_there(page):
         for word in words:
             if word.startswith(("recipes/", "eval/")):
                 assert (ROOT / word).exists(), line
-        assert words[0] in ("seqrec-prompt", "pip", "make", "accelerate", "python", "eval", "curl"), line
+        assert words[0] in ("seqrec-prompt", "pip", "make", "accelerate", "python", "eval", "curl", "cp", "hf"), line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
