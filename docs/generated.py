@@ -11,8 +11,9 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 import seqrec_prompt
-from seqrec_prompt.cli import EXIT_CODES, VERBS, main
+from seqrec_prompt.cli import EXIT_CODES, main
 from seqrec_prompt.console import SWITCHES
+from seqrec_prompt.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +34,15 @@ def on_files(files: Files, config: Any) -> Files:
 
 def commands() -> str:
     """Every verb with its help, the switches and the exit codes."""
-    lines = ["# Commands", "", "With every verb:", "", "| switch | |", "|---|---|", "| `--config FILE` | settings |"]
+    lines = [
+        "# Commands",
+        "",
+        "With every verb:",
+        "",
+        "| switch | |",
+        "|---|---|",
+        "| `--config FILE` | YAML file with the settings of verbs; flags beside it win |",
+    ]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in SWITCHES.items()]
     lines += ["", "| exit code | |", "|---|---|", *(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())]
     os.environ["COLUMNS"] = "100"  # argparse wraps its help to this

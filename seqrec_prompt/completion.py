@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from seqrec_prompt.cli import VERBS
 from seqrec_prompt.config import Config, flags_of
 from seqrec_prompt.console import SWITCHES
+from seqrec_prompt.verbs import VERBS
 
 # The verb is the longest that the words begin with; a flag's choices are offered after it, files where it has none.
 SCRIPT = """\

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -264,6 +265,8 @@ def _explain(cls: type[Config], error: Any) -> str:
     if error["type"] == "value_error" and not key:
         return str(error["ctx"]["error"])
     wording = {"path_type": "not a path"}.get(error["type"], error["msg"].removeprefix("Value error, "))
+    if error["type"] == "literal_error":
+        wording += did_you_mean(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
     field = dict(_walk(cls)).get(key)
     hidden = field is not None and not field.repr  # somebody may have put a key there
     return f"'{key}': {wording}" if hidden else f"'{key}' = {error['input']!r}: {wording}"
@@ -272,7 +275,7 @@ def _explain(cls: type[Config], error: Any) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ": did you mean 'x'?" with the name most like `word`, dashes before it aside; "" where none is like it."""
     names = {name.lstrip("-"): name for name in known}  # dashes that all flags share make none of them alike
-    near = difflib.get_close_matches(word.lstrip("-"), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word.lstrip("-"), names, n=1, cutoff=0.6)
     return f": did you mean '{names[near[0]]}'?" if near else ""
 
 

@@ -7,6 +7,7 @@ every verb has.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -48,6 +49,8 @@ def take_switches(words: Sequence[str]) -> tuple[list[str], Switches]:
 def speaking(switches: Switches) -> Iterator[None]:
     """Send what is printed inside where the switches say: nowhere, or beside the one JSON object on standard output."""
     token = _quiet.set(switches.quiet)
+    # PEFT imports it where it is installed, and on some CPUs it then warns of a kernel that nothing here asks for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         if switches.quiet:
             with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def init(config: InitConfig) -> dict[str, Any]:
     found = find_columns(interactions, items, given)
     facts = look(interactions, items, found)
     write_text(config.out, _write(config, found, facts))
-    print(_summary(config, found, facts))
+    print(_summary(config, found, facts, (items or interactions).columns))
     return {"columns": asdict(found), "facts": asdict(facts)}
 
 
@@ -118,6 +119,8 @@ def _write(config: InitConfig, found: Found, facts: Facts) -> str:
         )
     lists = config.runs / "recommendations.parquet"
     items_line = f"  items: {inline(config.items)}\n" if config.items else ""
+    if config.items and not found.title:  # items are read for their titles
+        items_line = f"  # items: {inline(config.items)}   # of no use without title_column\n"
     return TEMPLATE.format(
         interactions=config.interactions,
         interactions_value=inline(config.interactions),
@@ -154,11 +157,15 @@ def _commands(config: InitConfig) -> list[str]:
     return [f"seqrec-prompt {verb} --config {shlex.quote(str(config.out))}" for verb in STEPS]
 
 
-def _summary(config: InitConfig, found: Found, facts: Facts) -> str:
+def _summary(config: InitConfig, found: Found, facts: Facts, titled: Sequence[str]) -> str:
+    from seqrec_prompt.data.columns import TIMES
+
+    no_time = f"no column found, rows are taken in file order; --time-column names one. Times are {TIMES}"
+    no_title = "no column found, items are written as their ids; --title-column names one of " + ", ".join(titled)
     told = [
         f"{facts.sessions:,} sessions ({found.session}), {facts.items:,} items ({found.item}), {facts.rows:,} rows",
-        f"time: {found.time or 'no column found, rows are taken in file order'}",
-        f"title: {found.title or 'no column found, items are written as their ids'}",
+        f"time: {found.time or no_time}",
+        f"title: {found.title or no_title}",
     ]
     if facts.median_length < 2:
         told.append(f"most sessions have a single row: is {found.session} the right column? --session-column names it")

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from seqrec_prompt.cli import VERBS
 from seqrec_prompt.config import Config, did_you_mean, flat, load
 from seqrec_prompt.errors import ConfigError
+from seqrec_prompt.verbs import VERBS
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,12 @@ def test_all_problems_are_reported_together(yaml_file):
         assert part in message
 
 
+def test_a_choice_that_is_none_is_answered_with_the_nearest():
+    message = message_of(bake, *NEEDED, "--oven.rack", "midle")
+    assert message.startswith("'oven.rack' = 'midle': Input should be 'top' or ")
+    assert message.endswith(": did you mean 'middle'?")
+
+
 def test_one_problem_is_one_line():
     assert message_of(bake, "--tin", "round") == "'flour' is missing: give --flour or set it in the config file"
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import seqrec_prompt
-from seqrec_prompt.cli import VERBS
 from seqrec_prompt.config import Config, load
+from seqrec_prompt.verbs import VERBS
 
 PACKAGE = Path(seqrec_prompt.__file__).parent
 ROOT = PACKAGE.parent
@@ -30,7 +30,7 @@ FLOORS = [
     {"recommenders"},
     {"evaluation"},
     {"serving", "planning"},
-    {"cli", "__main__", "dry_run", "completion", "init", "steps", "quickstart", "reproduction", ""},
+    {"cli", "verbs", "__main__", "dry_run", "completion", "init", "steps", "quickstart", "reproduction", ""},
 ]
 HEAVY = ("torch", "transformers", "peft", "trl", "vllm")
 HEAVY_ROOMS = {"engines", "finetuning"}
@@ -138,11 +138,11 @@ def test_help_loads_no_heavy_library():
     """Run in a fresh process: after the import of the command line, and after each verb's --help."""
     script = """
 import contextlib, importlib.util, io, json, sys
-from seqrec_prompt import cli
+from seqrec_prompt import cli, verbs
 heavy = ("torch", "transformers", "datasets", "peft", "trl", "accelerate", "vllm")
 loaded = {"import seqrec_prompt.cli": [name for name in heavy if name in sys.modules]}
-for verb in cli.VERBS:
-    if importlib.util.find_spec(cli.VERBS[verb].module) is None:
+for verb in verbs.VERBS:
+    if importlib.util.find_spec(verbs.VERBS[verb].module) is None:
         continue
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
         cli.main([verb, "--help"])

@@ -107,8 +107,8 @@ def write_page(file: Path, result: dict[str, Any]) -> None:
         "Foretold before, taken after, on the bundled sample, in seconds of one processor core. With `--probe`, "
         "`plan` runs a few real steps and "
         f"sessions first, here for {result['probe_seconds']:.0f} s; without, it times one product of matrices and "
-        "computes. The formula knows only the model's own memory, not that of Python and its libraries; the shares "
-        "of a product's speed that it counts with were set by this run, so its seconds foretell nothing here.",
+        "computes: that is rough, and `plan` says so. The shares of a product's speed that it counts with were set by "
+        "this run, so its seconds of training foretell nothing here.",
         "",
         *table(["", "taken", "with --probe", "off by", "without", "off by"], rows),
         "",

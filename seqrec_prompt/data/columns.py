@@ -33,6 +33,7 @@ NAMES: Mapping[str, Sequence[str]] = {
     ),
 }  # fmt: skip
 MOST_BAD = 0.05  # share of cells that may be no times in a column of times
+TIMES = "seconds (to nanoseconds) since 1970, order numbers, or ISO 8601 text such as 2026-01-31 10:00"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Facts:
 def find_columns(interactions: Source, items: Source | None, given: Mapping[str, str | None]) -> Found:
     """Find session, item, time and title; what `given` names under these keys is taken as it is.
 
-    Raises DataError naming the columns there are, and the flag, when session or item cannot be told.
+    Raises DataError naming the columns there are, and the flag, when session or item cannot be told, and for a given
+    time that holds none.
     """
     log, catalog = interactions.columns, items.columns if items else interactions.columns
     known = {"session": log, "item": log, "time": log, "title": catalog}
@@ -80,11 +82,15 @@ def find_columns(interactions: Source, items: Source | None, given: Mapping[str,
     shared = [name for name in log if name in catalog]
     # A 'product name' is no id of a product.
     item = given.get("item") or _named("item", [name for name in shared if not _contains(name, "title")])
+    if item is None and items and len(shared) == 1:
+        item = shared[0]
     session = given.get("session") or _named("session", [name for name in log if name != item])
     if item is None or session is None:
         raise DataError(_untold(interactions, items, shared, item, session))
     rest = [name for name in log if name not in (item, session)]
     time = given.get("time") or _time(interactions, rest)
+    if chosen := given.get("time"):
+        _refuse_no_times(interactions, chosen)
     others = [name for name in catalog if name not in (item, session, time)]
     title = given.get("title") or _named("title", others)
     return Found(session, item, time, title, _split(interactions, rest))
@@ -157,6 +163,17 @@ def _time(source: Source, columns: Sequence[str]) -> str | None:
         return named if named in good else None
     dates = [name for name, times in good.items() if FORMS[times.main] != "order numbers"]
     return dates[0] if len(dates) == 1 else None
+
+
+def _refuse_no_times(source: Source, column: str) -> None:
+    table = source.read([column])
+    bad = np.flatnonzero(parse_times(table.columns[column]).bad)
+    if len(bad) > MOST_BAD * len(table):
+        cell, row = table.columns[column][int(bad[0])].as_py(), table.numbers[bad[0]]
+        raise DataError(
+            [f"{source.name}: row {row}, column {column}: '{cell}' is no time, like {len(bad):,} of {len(table):,}."],
+            f"Times are {TIMES}.",
+        )
 
 
 def _split(source: Source, columns: Sequence[str]) -> str | None:

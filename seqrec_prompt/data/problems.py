@@ -30,10 +30,7 @@ class Problems:
         """Report a column that a file lacks, with the columns there are and the nearest of them."""
         near = difflib.get_close_matches(column, known, n=1, cutoff=0.5)
         guess = f" Did you mean '{near[0]}'?" if near else ""
-        one_wide = f" Is it separated by '{found}'?" if (found := _other_separator(known)) else ""
-        self.fatal.append(
-            f"{file}: no column '{column}'. It has: {', '.join(known)}.{guess}{one_wide} Name it with {flag}."
-        )
+        self.fatal.append(f"{file}: no column '{column}'. It has: {', '.join(known)}.{guess} Name it with {flag}.")
 
     def rows(
         self, kind: str, file: str, numbers: npt.NDArray[Any], tell: Callable[[int], str], column: str | None = None
@@ -73,9 +70,3 @@ def shorten(value: str) -> str:
 def plural(count: int, noun: str) -> str:
     """Write '1 row', '2 rows'."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _other_separator(header: Sequence[str]) -> str | None:
-    if len(header) != 1:
-        return None
-    return next((mark for mark in (";", "\t", ",", "|") if mark in header[0]), None)

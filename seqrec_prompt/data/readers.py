@@ -52,7 +52,10 @@ class _Atomic(csv.excel_tab):
 
 
 class DelimitedFile:
-    """CSV, TSV or a RecBole atomic file, plain or gzipped."""
+    """CSV, TSV or a RecBole atomic file, plain or gzipped.
+
+    A header that its ending's delimiter leaves whole is parted, as the file then is, by one of `, ; tab |` in it.
+    """
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path
@@ -60,6 +63,10 @@ class DelimitedFile:
         self._is_atomic = kind in ("inter", "item", "user")
         self._delimiter = "," if kind == "csv" else "\t"
         self._header = self._read_header()
+        if len(self._header) == 1 and not self._is_atomic:
+            # Spreadsheets write semicolons where decimals have commas, and call the file .csv all the same.
+            self._delimiter = next((other for other in ",;\t|" if other in self._header[0]), self._delimiter)
+            self._header = self._read_header()
         # RecBole writes `name:type`.
         self.columns = [name.rpartition(":")[0] or name for name in self._header] if self._is_atomic else self._header
 

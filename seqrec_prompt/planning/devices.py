@@ -30,7 +30,10 @@ class Constant(Config):
 
 
 class Device(Config):
-    """What computes: operations a second, bytes, bytes a second, and the shares of the operations that are reached."""
+    """What computes: operations a second, bytes, bytes a second, and the shares of the operations that are reached.
+
+    libraries: bytes of its memory that Python and its libraries hold, whatever the model.
+    """
 
     operations: Constant
     memory: Constant
@@ -38,6 +41,12 @@ class Device(Config):
     training_share: Constant
     decoding_share: Constant
     dollars: float | None = Field(None, ge=0)
+    libraries: int = Field(0, ge=0)
+
+    @property
+    def told_libraries(self) -> str:
+        """The libraries' part of a formula of bytes."""
+        return f" + {self.libraries / 1e9:.2f} GB of Python and its libraries" if self.libraries else ""
 
 
 class Devices(Config):
@@ -63,12 +72,18 @@ def device_of(name: str, file: Path | None, hidden: int, *, half: bool) -> Devic
 
 
 def _this(hidden: int, *, half: bool) -> Device:
+    import psutil
+    import torch
+
     from seqrec_prompt.finetuning.estimate import bytes_a_second, free_bytes, operations_a_second
 
     def measured(value: float) -> Constant:
         return Constant(value=value, origin="measured")
 
+    # A model on a GPU does not share its memory with them.
+    libraries = 0 if torch.cuda.is_available() else int(psutil.Process().memory_info().rss)
     return Device(
+        libraries=libraries,
         operations=measured(operations_a_second(hidden, half=half)),
         memory=measured(free_bytes()),
         bandwidth=measured(bytes_a_second()),

@@ -21,8 +21,15 @@ if TYPE_CHECKING:
     from seqrec_prompt.planning.probe import Decoded, Trained
     from seqrec_prompt.planning.work import Work
 
-# After a prompt, without a probe: what SmolLM2 took for lists of 20 on Amazon Beauty, eval/results/decoding.md.
-ROUNDS, TREE_TOKENS = 8, 150
+# After a prompt, without a probe: what SmolLM2 took for an item of a list of 20 on Amazon Beauty, and for the list
+# (eval/results/decoding.md).
+ITEM_TOKENS, ROUNDS = 5.2, 5.2
+# By whether it is planned for this machine: only there is anything better.
+ROUGH = {
+    True: "rough: computed from shapes; it may take half of that or twice as much, of memory above all. --probe takes "
+    "a few real steps and tells it closely",
+    False: "rough: computed from shapes and constants that nobody measured there; believe the order of magnitude",
+}
 
 
 class PlanConfig(Config):
@@ -52,6 +59,7 @@ class PlanConfig(Config):
     objective: Literal["last_item", "all_items", "catalog"] = Field("catalog", description="as for 'finetune'")
     method: Literal["lora", "dora", "qlora", "full"] = Field("lora", description="as for 'finetune'")
     lora: LoraConfig = LoraConfig()
+    latest: int | None = Field(None, ge=1, description="train on so many of the latest sessions alone")
     context: int = Field(512, ge=16, description="longest training example in tokens")
     epochs: float = Field(1.0, gt=0, description="passes over the training examples")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
@@ -64,7 +72,9 @@ class PlanConfig(Config):
         None, ge=1, description="plan for so many sessions like those of the data, which holds fewer"
     )
     rounds: float = Field(ROUNDS, gt=0, description="without probe: forwards after a prompt, as manifests tell them")
-    tree_tokens: float = Field(TREE_TOKENS, gt=0, description="without probe: tokens after a prompt, likewise")
+    tree_tokens: float | None = Field(
+        None, gt=0, description="without probe: tokens after a prompt, likewise; unset: 5.2 an item"
+    )
     k: int = Field(20, ge=1, description="items a session")
     prompt_context: int = Field(2048, ge=16, description="longest prompt with a title, as context for 'recommend'")
     sessions_at_once: int = Field(8, ge=1, description="sessions decoded together, as batch_size for 'recommend'")
@@ -86,6 +96,11 @@ class PlanConfig(Config):
     def wanted(self, there: int) -> int:
         """How many sessions to recommend for, of so many test sessions."""
         return self.sessions or min(there, self.max_sessions or there)
+
+    @property
+    def titles(self) -> float:
+        """Tokens of titles that are read after a prompt, without a probe."""
+        return ITEM_TOKENS * self.k if self.tree_tokens is None else self.tree_tokens
 
     def finetune(self) -> FinetuneConfig:
         """The training that is planned."""
@@ -157,6 +172,8 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     for stage, offer in offers.items():
         result[f"hosted {stage}"] = offer.facts()
         lines += [f"hosted {stage}: {str(offer).removeprefix('quote: ')}"]
+    if not config.probe:
+        lines.append(ROUGH[config.device == "this"])
     print("\n".join(lines))
     return result
 
@@ -166,6 +183,7 @@ def _counted(config: PlanConfig, data: Dataset) -> tuple[Work, Any]:
     import numpy as np
 
     from seqrec_prompt.data.lists import Candidates
+    from seqrec_prompt.data.splits import latest
     from seqrec_prompt.engines.models import load_tokenizer
     from seqrec_prompt.finetuning.examples import tokens_of, training_examples
     from seqrec_prompt.planning.work import work_of
@@ -176,7 +194,9 @@ def _counted(config: PlanConfig, data: Dataset) -> tuple[Work, Any]:
     names = clusters.names(data.catalog) if clusters else ()
     prompter = compile_template(config.template, data.catalog, load_tokenizer(config.model, config.revision), names)
     candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
-    train, test = data.split.train.take(data.split.train.lengths >= 2), data.split.test
+    train, test = data.split.train, data.split.test
+    train = train if config.latest is None else latest(train, config.latest)
+    train = train.take(train.lengths >= 2)
     sizes = np.empty(0, np.int64)
     if len(train):
         examples = training_examples(train, prompter, config.context, config.objective, candidates, clusters)
@@ -223,8 +243,8 @@ def _decoding_by_probe(work: Work, decoded: Decoded) -> Need:
 def _told(config: PlanConfig) -> list[str]:
     """Where titles and rounds are from."""
     own = {"rounds", "tree_tokens"} <= config.model_fields_set
-    source = "as given" if own else "where not given measured on Amazon Beauty (lists of 20), assumed for yours"
-    return [f"titles {config.tree_tokens:g}, rounds {config.rounds:g}: {source}"]
+    source = "as given" if own else "where not given measured on Amazon Beauty, assumed for yours"
+    return [f"titles {config.titles:g}, rounds {config.rounds:g}: {source}"]
 
 
 def _training(config: PlanConfig, shape: Shape, work: Work, device: Device, *, half: bool) -> Need:
@@ -233,7 +253,7 @@ def _training(config: PlanConfig, shape: Shape, work: Work, device: Device, *, h
     again = config.gradient_checkpointing
     operations = training_flops(shape, work.tokens, config.method, checkpointing=again)
     seconds = operations / (device.operations.value * device.training_share.value)
-    held = training_bytes(
+    held = device.libraries + training_bytes(
         shape, config.batch_size, work.longest, config.lora.r, half=half, method=config.method, checkpointing=again,
         whole_vocabulary=config.objective != "catalog",
     )  # fmt: skip
@@ -244,19 +264,22 @@ def _training(config: PlanConfig, shape: Shape, work: Work, device: Device, *, h
             f"seconds = {a_token:g} · parameters · tokens / (operations · share) = {a_token:g} · "
             f"{shape.parameters:,} · {work.tokens:,.0f} / ({device.operations} · {device.training_share}) = "
             f"{seconds:.0f}",
-            "bytes = weights + adapter + activations of the longest batch: an estimate, see training_bytes",
+            f"bytes = weights + adapter + activations of the longest batch{device.told_libraries}, see training_bytes",
         ),
     )  # fmt: skip
 
 
 def _decoding(config: PlanConfig, shape: Shape, work: Work, device: Device, *, half: bool) -> Need:
     width = 2 if half else 4
-    tokens = work.sessions * (work.prompt_tokens + config.tree_tokens)
+    titles = config.titles
+    tokens = work.sessions * (work.prompt_tokens + titles)
     computing = 2 * shape.parameters * tokens / (device.operations.value * device.decoding_share.value)
     batches = -(-work.sessions // config.sessions_at_once)
     reading = batches * (1 + config.rounds) * shape.parameters * width / device.bandwidth.value
-    held = shape.parameters * width + (
-        config.sessions_at_once * (work.longest_prompt + config.tree_tokens) * 2 * shape.layers * shape.hidden * width
+    held = (
+        device.libraries
+        + shape.parameters * width
+        + (config.sessions_at_once * (work.longest_prompt + titles) * 2 * shape.layers * shape.hidden * width)
     )
     seconds = computing + reading
     return Need(
@@ -264,9 +287,9 @@ def _decoding(config: PlanConfig, shape: Shape, work: Work, device: Device, *, h
         (
             "seconds = 2 · parameters · sessions · (prompt + titles) / (operations · share) + batches · rounds · bytes "
             f"of the weights / bandwidth = 2 · {shape.parameters:,} · {work.sessions:,} · ({work.prompt_tokens:.0f} + "
-            f"{config.tree_tokens:g}) / ({device.operations} · {device.decoding_share}) + {batches:,} · "
-            f"{1 + config.rounds:g} · {shape.parameters * width:,} / {device.bandwidth} = {seconds:.0f}",
-            "bytes = weights + keys and values of a batch, at most: every head has its own",
+            f"{titles:g}) / ({device.operations} · {device.decoding_share}) + {batches:,} · {1 + config.rounds:g} · "
+            f"{shape.parameters * width:,} / {device.bandwidth} = {seconds:.0f}",
+            f"bytes = weights + keys and values of a batch, every head with its own{device.told_libraries}",
             *_told(config),
         ),
     )  # fmt: skip

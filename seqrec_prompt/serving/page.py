@@ -25,6 +25,9 @@ CSS = """
 .lists h3, .session h3 {margin: 0 0 .25rem; font-size: 1.05rem}
 .lists ol, .session ol {margin: .5rem 0 0; padding-left: 1.6rem; list-style: decimal}
 .lists li, .session li {margin: .35rem 0; overflow-wrap: anywhere}
+.session ol {max-height: 16rem; overflow-y: auto; padding-left: 2.4rem}
+.start {padding: .75rem 1rem}
+.start h2 {margin: 0 0 .25rem; font-size: 1.3rem}
 .lists small, .proof {display: block; font-size: .85rem; opacity: .75}
 .proof {margin: 0}
 """
@@ -49,11 +52,20 @@ class Lists:
         return [(f"{self.titles[i]}  ({self.data.catalog.ids[i]})", str(i)) for i in found[:MATCHES]]
 
     def session(self, session: list[int]) -> str:
-        """The session as a numbered list."""
+        """The session as a numbered list, what counts most for what comes next on top."""
         if not session:
             return '<div class="session"><h3>Session</h3><p>Empty: search for a title, or take an example.</p></div>'
-        rows = "".join(f"<li>{escape(self.titles[item])}</li>" for item in session)
-        return f'<div class="session"><h3>Session, oldest first</h3><ol>{rows}</ol></div>'
+        rows = "".join(f"<li>{escape(self.titles[item])}</li>" for item in reversed(session))
+        return f'<div class="session"><h3>Session, latest first</h3><ol reversed>{rows}</ol></div>'
+
+    def start(self) -> str:
+        """What stands in place of the lists before there is a session."""
+        train, names = self.data.split.train, ", ".join(f"<b>{escape(name)}</b>" for name in self.ready)
+        return (
+            f'<div class="start"><h2>What comes next?</h2><p>{len(self.titles):,} items, {len(train):,} sessions to '
+            f"learn from. Add titles to a session, or take one that tests: here stands what each recommends: {names}."
+            "</p></div>"
+        )
 
     def lists(self, session: list[int], k: int, exclude_seen: bool) -> str:
         """The lists of all recommenders side by side; what one cannot answer is told in its place."""
@@ -127,7 +139,7 @@ def build_page(ready: Mapping[str, Ready], data: Dataset, vectors: npt.NDArray[n
                 exclude_seen = gradio.Checkbox(label="Leave out the session's own items", elem_id="exclude")
                 told = gradio.HTML(lists.session([]), padding=False)
             with gradio.Column(scale=3, min_width=300):
-                answers = gradio.HTML(padding=False, elem_id="answers")
+                answers = gradio.HTML(lists.start(), padding=False, elem_id="answers")
         settings, outputs = [session, k, exclude_seen], [session, told, answers]
         # Without gradio's queue: it loses the answer to a click that comes as its stream of answers ends. Who computes
         # waits for the lock of `lists`.

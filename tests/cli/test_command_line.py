@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from seqrec_prompt import cli
-from seqrec_prompt.cli import VERBS, main
+from seqrec_prompt.cli import main
+from seqrec_prompt.verbs import VERBS
 
 WRITTEN = [verb for verb in VERBS if importlib.util.find_spec(VERBS[verb].module)]
 
@@ -46,11 +47,13 @@ def test_the_version_is_the_installed_one(capsys, flag):
     assert capsys.readouterr().out == f"seqrec-prompt {version('seqrec_prompt')}\n"
 
 
-def test_an_unknown_verb_names_the_known_ones(capsys):
+def test_an_unknown_verb_is_answered_with_the_nearest_or_all_known_ones(capsys):
     assert run("recomend", "--data", "x") == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith(f"error: unknown verb 'recomend'. Verbs: {', '.join(VERBS)}.")
+    assert shown.err == "error: unknown verb 'recomend': did you mean 'recommend'?\n"
+    assert run("xyzzy") == 2
+    assert capsys.readouterr().err.startswith(f"error: unknown verb 'xyzzy'. Verbs: {', '.join(VERBS)}.")
 
 
 @pytest.mark.parametrize("verb", WRITTEN)

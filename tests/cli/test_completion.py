@@ -5,9 +5,10 @@ import subprocess
 
 import pytest
 
-from seqrec_prompt.cli import VERBS, main
+from seqrec_prompt.cli import main
 from seqrec_prompt.completion import CompletionConfig, completion
 from seqrec_prompt.console import SWITCHES
+from seqrec_prompt.verbs import VERBS
 
 
 def script_for(shell):

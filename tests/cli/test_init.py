@@ -99,6 +99,49 @@ def test_without_times_the_last_item_of_each_session_tests(here):
     assert pq.read_table("runs/data/test.parquet").num_rows == 2
 
 
+def test_a_table_as_a_german_spreadsheet_saves_it_is_read(here, capsys):
+    """Semicolons, a byte-order mark, titles in quotes with commas, one missing, leading zeros, names nobody guesses."""
+    orders = [
+        f"{who:05};{(who + step) % 4:03};2024-05-0{who + 1}T10:0{step}:00Z;9,99" for who in range(8) for step in (0, 1)
+    ]
+    articles = ['000;"Tee, grün";4,50', '001;"Becher ""groß""; rot";3,99', "002;;1,00", "003;Kanne;20,00"]
+    for name, lines in (
+        ("orders.csv", ["Kunde;Artikel;Wann;Preis", *orders]),
+        ("articles.csv", ["Artikel;Name;P", *articles]),
+    ):
+        (here / name).write_text("\r\n".join(lines) + "\r\n", encoding="utf-8-sig")
+    files = ["init", "--interactions", "orders.csv", "--items", "articles.csv"]
+    assert main(files) == EXIT_ERROR
+    assert capsys.readouterr().err == (
+        "error: orders.csv: cannot tell which column is the session or user id. It has: Kunde, Artikel, Wann, Preis. "
+        "Name it: --session-column.\n"
+    )
+    assert main([*files, "--session-column", "Kunde"]) == EXIT_OK
+    assert main(["prepare", "--config", "seqrec.yaml"]) == EXIT_OK
+    catalog = pq.read_table("runs/data/catalog.parquet")
+    titles = dict(zip(catalog["item_id"].to_pylist(), catalog["title"].to_pylist(), strict=True))
+    assert titles == {"000": "Tee, grün", "001": 'Becher "groß"; rot', "002": "", "003": "Kanne"}
+    assert pq.read_table("runs/data/train.parquet")["session_id"][0].as_py() == "00000"
+
+
+def test_items_without_titles_are_left_out_so_that_the_settings_work(here, capsys):
+    rows = [f"{user},{sku},{day}.2.2024" for day, user in enumerate("uvw", 1) for sku in "abc"]
+    (here / "log.csv").write_text("\n".join(["user,sku,when", *rows]) + "\n", encoding="utf-8")
+    (here / "items.csv").write_text("sku,what\na,Cup\nb,Pot\n", encoding="utf-8")
+    assert main(["init", "--interactions", "log.csv", "--items", "items.csv"]) == EXIT_OK
+    told = capsys.readouterr().out
+    assert "--title-column names one of sku, what" in told
+    assert "--time-column names one. Times are seconds" in told
+    assert main(["prepare", "--config", "seqrec.yaml"]) == EXIT_OK
+    assert "An LLM knows little about bare ids: give --items or --title-column." in capsys.readouterr().out
+
+
+def test_without_a_title_the_columns_that_may_be_one_are_named(here, capsys):
+    (here / "log.csv").write_text("user,item,what\nu,a,Cup\nu,b,Pot\n", encoding="utf-8")
+    assert main(["init", "--interactions", "log.csv"]) == EXIT_OK
+    assert "--title-column names one of user, item, what" in capsys.readouterr().out
+
+
 def test_settings_that_are_there_are_kept(here, capsys):
     own_table(here / "sales.csv")
     (here / "seqrec.yaml").write_text("mine", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import pytest
 import yaml
 
 from seqrec_prompt import cli, console
-from seqrec_prompt.cli import VERBS, main
+from seqrec_prompt.cli import main
 from seqrec_prompt.config import _walk, as_yaml, load
 from seqrec_prompt.console import SWITCHES, Switches, progress, speaking, take_switches
+from seqrec_prompt.verbs import VERBS
 
 FIT = ["fit", "--recommender", "most-popular"]
 
@@ -40,6 +42,15 @@ def test_switches_stand_anywhere_and_the_rest_keeps_its_order():
 def test_a_misspelt_switch_is_answered_with_the_nearest(capsys):
     assert main([*FIT, "--data", "d", "--out", "o", "--dryrun"]) == cli.EXIT_ERROR
     assert "unknown setting '--dryrun': did you mean '--dry-run'?" in capsys.readouterr().err
+
+
+def test_a_library_that_warns_of_what_nobody_asked_for_is_not_heard(capsys):
+    """bitsandbytes does when PEFT imports it, in the middle of any verb that loads a model."""
+    with speaking(Switches()):
+        logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load a kernel")
+        logging.getLogger("bitsandbytes.backends.cpu.ops").error("this is wrong")
+    shown = capsys.readouterr()
+    assert shown.out + shown.err in ("", "this is wrong\n")  # pytest may keep the log to itself
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -201,11 +201,6 @@ def test_missing_columns_are_fatal_and_name_the_nearest(data):
     assert data.problems(on_bad="drop") == expected
 
 
-def test_a_wrong_separator_is_guessed(data):
-    data.items(*ITEMS, header="item_id;title")
-    assert "Is it separated by ';'?" in data.problems()[0]
-
-
 def test_an_empty_table_is_fatal(data):
     data.log()
     data.items()

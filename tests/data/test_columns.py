@@ -45,6 +45,13 @@ def test_a_column_named_like_a_time_must_hold_times(table):
     assert find_columns(source, None, {}).time is None
 
 
+def test_a_column_that_is_given_as_the_time_must_hold_times(table):
+    source = table("a.csv", "user_id,item_id,bought\nu,i,2024-01-31\nu,j,31.01.2024\n")
+    told = r"(?s)a\.csv: row 3, column bought: '31\.01\.2024' is no time, like 1 of 2\..*ISO 8601 text such as"
+    with pytest.raises(DataError, match=told):
+        find_columns(source, None, {"time": "bought"})
+
+
 def test_a_column_of_dates_is_found_by_what_is_in_it(table):
     source = table("a.csv", "user_id,item_id,bought,price\nu,i,2020-01-01,3\nu,j,2020-01-02,4\n")
     assert find_columns(source, None, {}).time == "bought"
@@ -61,6 +68,13 @@ def test_the_item_id_stands_in_both_files(table):
     items = table("items.csv", "sku,name\na,Cup\n")
     found = find_columns(log, items, {})
     assert (found.item, found.title) == ("sku", "name")
+
+
+def test_the_only_column_of_both_files_is_the_item_id_whatever_its_name(table):
+    log = table("log.csv", "Kunde;Artikel;Menge\n1;a;2\n")
+    items = table("items.csv", "Artikel;Bezeichnung\na;Becher, rot\n")
+    found = find_columns(log, items, {"session": "Kunde"})
+    assert (found.item, found.title) == ("Artikel", None)
 
 
 def test_what_is_given_is_taken(table):

