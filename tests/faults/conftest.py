@@ -59,9 +59,9 @@ def fit_argv(dataset_dir):
 
 
 @pytest.fixture(scope="session")
-def sequential_argv(dataset_dir):
-    """Many short epochs of a small GRU4Rec."""
-    settings = ["--sequential.dim", 8, "--sequential.epochs", 60, "--sequential.patience", "none"]
+def sequential_argv(dataset_dir, points):
+    """Short epochs of a small GRU4Rec, more than so many kills let pass."""
+    settings = ["--sequential.dim", 8, "--sequential.epochs", 20 * points, "--sequential.patience", "none"]
 
     def build(out, *more):
         return ["fit", "--data", dataset_dir, "--recommender", "gru4rec", *settings, "--out", out, *more]
