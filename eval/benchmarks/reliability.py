@@ -226,13 +226,14 @@ def _csv(result: dict[str, Any]) -> list[str]:
     """Memory as a line in rows and sessions, through the first three files."""
     rows = result["rows"]
     small, long, wide = rows[:3]
-    by_row = (long["peak_mb"] - small["peak_mb"]) * 1e6 / (long["rows"] - small["rows"])
     by_session = (wide["peak_mb"] - long["peak_mb"]) * 1e6 / (wide["sessions"] - long["sessions"])
     note = (
         "`prepare` of a generated log with 100,000 items. The peak is of the process's own memory: entries of rows lie "
-        "in files without a name beside the output, whose pages the system drops when it needs the room. From the "
-        f"first file to the second it grows by {by_row:.1f} bytes a row, from the second to the third by "
-        f"{by_session:.0f} bytes a session. Below 128 MB it is less: so much of a file is read ahead."
+        "in files without a name beside the output, whose pages the system drops when it needs the room. "
+        f"{long['rows'] - small['rows']:,} more rows (the second file) change it by "
+        f"{long['peak_mb'] - small['peak_mb']:+.0f} MB; {wide['sessions'] - long['sessions']:,} more sessions (the "
+        f"third) by {wide['peak_mb'] - long['peak_mb']:+.0f} MB, {by_session:.0f} bytes each. Files below 128 MB take "
+        "less: so much is read ahead."
     )
     cells = [
         [*(f"{row[key]:,.0f}" for key in ("rows", "sessions", "file_mb", "peak_mb", "seconds"))]
