@@ -115,6 +115,7 @@ def agreement(given: argparse.Namespace) -> dict[str, Any]:
         wanted, plain_seconds = _timed(partial(bench.ours, plain, scoring, given.budget))
         found, seconds = _timed(partial(bench.ours, served, scoring, given.budget))
         same = len(wanted.items) == len(found.items) and bool((wanted.items == found.items).all())
+        full = wanted.offsets.tolist() == found.offsets.tolist()
         sets = [
             set(wanted.items[a:b].tolist()) == set(found.items[c:d].tolist())
             for a, b, c, d in zip(wanted.offsets, wanted.offsets[1:], found.offsets, found.offsets[1:], strict=False)
@@ -125,7 +126,8 @@ def agreement(given: argparse.Namespace) -> dict[str, Any]:
                 "sessions": sessions,
                 "same_order": same,
                 "same_items": float(np.mean(sets)),
-                "score_error": float(np.abs(wanted.scores - found.scores).max(initial=0)) if same else None,
+                # Rank by rank: where the items differ but these do not, they tie.
+                "score_error": float(np.abs(wanted.scores - found.scores).max(initial=0)) if full else None,
                 "outside_error": float(np.abs(wanted.outside - found.outside).max()),
                 "certified": float(found.certified.mean()),
                 "full": float((np.diff(found.offsets) == K).mean()),

@@ -34,7 +34,7 @@ def _agreement(result: dict[str, Any]) -> list[str]:
         "scores",
         "lists with the same items",
         "same order",
-        "largest difference of a score",
+        "largest difference of a score, rank by rank",
         "… of the mass outside",
     ]
     head += ["certified", "tree tokens", "s a session, transformers", "s a session, vLLM"]
