@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from seqrec_prompt.artifacts import atomic_file, cache_directory, hash_json
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.decoding.trie import CatalogTrie, compile_trie
+from seqrec_prompt.errors import TemplateError
 from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
 from seqrec_prompt.ragged import LongArray, TokenLists
 
@@ -32,8 +33,11 @@ class CompiledCatalog:
     def add(self, items: Catalog, tokenizer: Any, popularity: LongArray | None = None) -> CompiledCatalog:
         """Append `items` to the catalog; only they are tokenised, the trie is built anew from all tokens.
 
-        popularity: (all items,) as for `compile_catalog`. Positions of the earlier items stay as they are.
+        popularity: (all items,) as for `compile_catalog`. Positions of the earlier items stay as they are. Raises
+        TemplateError where titles are cut: how much is left of each depends on all others.
         """
+        if self.prompter.template.title_tokens is not None:
+            raise TemplateError("Titles are cut (template.title_tokens): compile the whole catalog with its new items.")
         old, new = self.prompter, compile_template(self.prompter.template, items, tokenizer)
         lines = TokenLists.join([old.lines, new.lines])
         answers = lines if old.answers is old.lines else TokenLists.join([old.answers, new.answers])

@@ -71,6 +71,8 @@ def require_question(template: TemplateConfig) -> None:
     """Raise ValueError for a template that a chat of one question and one title cannot follow."""
     if template.layout != "ask":
         raise ValueError("a hosted model needs template.layout 'ask': a session in one message, then the answer")
+    if template.title_tokens is not None:
+        raise ValueError("a hosted model reads text, not tokens: leave template.title_tokens out")
     if str(template.name) != "GenItem":
         raise ValueError(f"a hosted model is asked GenItem prompts; {template.name} is trained from a file of 'pairs'")
 

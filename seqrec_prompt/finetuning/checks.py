@@ -48,6 +48,10 @@ def check(
 
 def round_trip(data: Dataset, prompter: Prompter, tokenizer: Any) -> Iterator[Finding]:
     """Titles that come back from the tokenizer as another text: an LLM can neither read nor write them as they are."""
+    if prompter.template.title_tokens is not None:
+        kept, whole = prompter.lines.lengths.mean(), "template.title_tokens"
+        yield Finding(f"titles are cut ({whole}): {kept:.1f} tokens on average stand in a prompt")
+        return
     texts = data.catalog.texts(prompter.template.attributes)
     before = tokenizer(NEWLINE, add_special_tokens=False)["input_ids"]
     broken = []

@@ -24,6 +24,10 @@ class LoraConfig(Config):
     target_modules: tuple[str, ...] = Field(
         ("all-linear",), description="layers that get an update, by name; all-linear: every one but the LM head"
     )
+    blocks: int | None = Field(
+        None, ge=1, description="only so many of the model's blocks, the last ones, get an update: no gradient need go "
+        "through those before, which saves time; unset: all"
+    )  # fmt: skip
 
 
 class FinetuneConfig(TrainingConfig):

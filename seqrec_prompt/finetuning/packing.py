@@ -18,9 +18,9 @@ from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.finetuning.examples import IGNORED
 
 Batch = dict[str, torch.Tensor]
-# Rows take about so many of the longest example. Attention is computed over whole rows: in much wider ones it would
-# cost more than the padding that they save.
-WIDTH = 4
+# Rows take about so many of the longest example. Attention is computed over whole rows: in much wider ones it costs
+# more than the padding that they save.
+WIDTH = 2
 
 
 @dataclass(frozen=True)

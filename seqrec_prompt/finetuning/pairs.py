@@ -48,6 +48,8 @@ class PairsConfig(Config):
             check_needs(self.template, self.candidates, self.embeddings)
         elif self.candidates or self.embeddings:
             raise ValueError("test prompts of GenList need neither 'candidates' nor 'embeddings': leave them out")
+        if self.template.title_tokens is not None:
+            raise ValueError("template.title_tokens cuts tokens, and pairs are text: leave it out")
         if self.targets == "all" and self.template.lists:
             raise ValueError(f"{self.template.name} knows one list a session: set 'targets' to 'last'")
         return self

@@ -26,7 +26,7 @@ from seqrec_prompt.prompting.templates import compile_template
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
-    from seqrec_prompt.finetuning.finetune import FinetuneConfig
+    from seqrec_prompt.finetuning.finetune import FinetuneConfig, LoraConfig
 
 
 def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str, Any]]:
@@ -68,7 +68,8 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
             r=config.lora.r,
             lora_alpha=config.lora.alpha,
             lora_dropout=config.lora.dropout,
-            target_modules=_target_modules(config.lora.target_modules, model),
+            target_modules=_target_modules(config.lora, model),
+            layers_to_transform=_last_blocks(config.lora.blocks, model),
             use_dora=config.method == "dora",
             task_type="CAUSAL_LM",
         )
@@ -156,9 +157,26 @@ def _as_dataset(examples: Sessions | Cases) -> Any:
     return HuggingFaceDataset.from_dict({name: [row.tolist() for row in rows] for name, rows in columns.items()})
 
 
-def _target_modules(names: tuple[str, ...], model: Any) -> str | list[str]:
+def _last_blocks(wanted: int | None, model: Any) -> list[int] | None:
+    """Numbers of the last `wanted` blocks; none for all of them."""
+    if wanted is None:
+        return None
+    number = model.config.get_text_config().num_hidden_layers
+    if wanted > number:
+        raise ConfigError(f"'lora.blocks' is {wanted}: the model has {number}. Leave it out for all of them.")
+    return list(range(number - wanted, number))
+
+
+def _target_modules(lora: LoraConfig, model: Any) -> str | list[str]:
+    names = lora.target_modules
     if names == ("all-linear",):
-        return "all-linear"
+        if lora.blocks is None:
+            return "all-linear"
+        head = model.get_output_embeddings()  # PEFT takes a number of blocks with names only, so here are all names
+        linear = [
+            name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head
+        ]
+        return sorted({name.rpartition(".")[2] for name in linear})
     known = {name.rpartition(".")[2] for name, _ in model.named_modules() if name.endswith("_proj") or "." in name}
     if unknown := [name for name in names if name.rpartition(".")[2] not in known]:
         layers = ", ".join(sorted(name for name in known if not name.isdigit()))

@@ -26,6 +26,7 @@ from seqrec_prompt.config import Config
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.errors import TemplateError
+from seqrec_prompt.prompting.titles import shorten
 from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of, places
 
 NEWLINE = "\n"
@@ -55,6 +56,10 @@ class TemplateConfig(Config):
     choices: str = Field("Items that may come next, in no order:", description="line before the candidates, Rank only")
     attributes: tuple[str, ...] = Field((), description="catalog attributes written in brackets after each title")
     max_items: int = Field(20, ge=1, description="most recent items of a session that are written")
+    title_tokens: int | None = Field(
+        None, ge=1, description="cut titles after so many tokens, or after the one that tells them from all others, "
+        "whichever is later: less to read, write and learn where titles are long; unset: whole titles"
+    )  # fmt: skip
     list_length: int = Field(20, ge=1, description="titles of a list, GenList; candidates of a prompt, Rank")
     clusters: int = Field(200, ge=2, description="k-means clusters of the items' embeddings, Classify")
 
@@ -188,7 +193,8 @@ def compile_template(
     if (template.name == "Classify") != bool(clusters):
         raise TemplateError(f"{template.name} has {'no' if clusters else 'only'} clusters for answers.")
     before, offer, after = _frame(template, tokenizer)
-    lines = _tokenise(tokenizer, catalog.texts(template.attributes), NEWLINE)
+    newline = _ids(tokenizer(NEWLINE, add_special_tokens=False)["input_ids"])
+    lines = _cut(template, _tokenise(tokenizer, catalog.texts(template.attributes), NEWLINE), newline)
     head = _ids(tokenizer(before, add_special_tokens=not template.chat)["input_ids"])
     if template.layout == "continue":
         return Prompter(template, head, _ids([]), lines, lines, None)
@@ -196,12 +202,20 @@ def compile_template(
     end_token = _end_token(template, tokenizer)
     # The answer is the title alone: attributes help to read a session, they are not to be generated.
     if template.lists:
-        answers = _tokenise(tokenizer, catalog.texts(), NEWLINE) if template.attributes else lines
+        answers = lines
+        if template.attributes:
+            answers = _cut(template, _tokenise(tokenizer, catalog.texts(), NEWLINE), newline)
     else:
         titles = _tokenise(tokenizer, clusters if template.name == "Classify" else catalog.texts(), "")
         tokens = np.insert(titles.tokens, titles.offsets[1:], end_token).astype(np.int32)
         answers = TokenLists(tokens, offsets_of(titles.lengths + 1))
+        if template.name != "Classify":
+            answers = _cut(template, answers, _ids([end_token]))
     return Prompter(template, head, tail, lines, answers, end_token, middle)
+
+
+def _cut(template: TemplateConfig, titles: TokenLists, end: IntArray) -> TokenLists:
+    return titles if template.title_tokens is None else shorten(titles, template.title_tokens, end)
 
 
 def messages(template: TemplateConfig, lines: Sequence[str], candidates: Sequence[str] = ()) -> list[dict[str, str]]:

@@ -210,6 +210,20 @@ def test_a_layer_the_model_lacks_is_named_with_those_it_has(config_of):
     assert not config.out.exists()
 
 
+@pytest.mark.parametrize("layers", [("all-linear",), ("q_proj", "down_proj")])
+def test_the_last_blocks_alone_get_an_update(config_of, layers):
+    finetune(config_of("last", lora={"r": 2, "target_modules": layers, "blocks": 1}))
+    finetune(config_of("all", lora={"r": 2, "target_modules": layers}))
+    last, every = weights(config_of("last")), weights(config_of("all"))
+    assert last.keys() == {name for name in every if ".layers.1." in name}  # of the tiny model's layers 0 and 1
+    assert len(last) == len(every) / 2
+
+
+def test_more_blocks_than_there_are_is_said(config_of):
+    with pytest.raises(ConfigError, match=r"'lora\.blocks' is 3: the model has 2"):
+        finetune(config_of(lora={"r": 2, "blocks": 3}))
+
+
 def test_weights_that_are_not_finite_are_no_adapter(config_of):
     config = config_of(learning_rate=1e30, max_steps=3)
     with pytest.raises(ModelError, match=r"diverged.*--learning-rate"):

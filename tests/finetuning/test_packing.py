@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPT2LMHe
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
-from seqrec_prompt.finetuning.packing import PackingCollator, pack, refuse_mixing
+from seqrec_prompt.finetuning.packing import WIDTH, PackingCollator, pack, refuse_mixing
 from seqrec_prompt.finetuning.setup import build_trainer
 from seqrec_prompt.prompting.templates import TemplateConfig
 
@@ -54,7 +54,7 @@ def test_every_example_stands_once_and_whole_in_a_row(lengths):
     assert sorted(found) == sorted(wanted)
     # Few rows, and of the lengths that differ no more than one example makes out.
     used = [sum(token > 0 for token in row) for row in rows]
-    assert len(rows) <= sum(lengths) / (4 * max(lengths)) + 1
+    assert len(rows) <= sum(lengths) / (WIDTH * max(lengths)) + 1
     assert len(rows[0]) == max(used) <= min(used) + max(lengths)
     firsts = {tokens[0] for tokens in wanted}
     expected = torch.tensor([[-100 if t == 0 or t in firsts else t for t in row] for row in rows])
