@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import hash_file, hash_json, is_done, manifest
 from seqrec_prompt.config import parse
@@ -53,10 +53,27 @@ class DistributedConfig(LLMConfig):
     sessions: Path = Field(description="folder of Parquet files with columns session_id and item_ids")
     out: Path = Field(description="folder for a Parquet file of lists beside each")
     workers: int = Field(1, ge=1, description="engines at work together")
-    gpus: float = Field(0, ge=0, description="GPUs of each; with vllm: 1")
+    gpus: float = Field(0, ge=0, description="GPUs of each: 1 with vllm, a fraction where several share one")
     k: int = Field(20, ge=1, description="items a session")
     exclude_seen: bool = Field(False, description="leave out the items of the session itself")
     overwrite: bool = Field(False, description="make every file again")
+
+    @model_validator(mode="after")
+    def _vllm_shares_no_gpu(self) -> DistributedConfig:
+        if self.engine == "vllm" and self.gpus not in (0, 1):
+            raise ValueError(
+                f"'gpus' {self.gpus:g}: vLLM takes one GPU whole, and nearly all of its memory. Give --gpus 1, or "
+                "--engine transformers, of which several workers share a GPU"
+            )
+        return self
+
+    def for_workers(self) -> dict[str, Any]:
+        """What `Worker` is made from: every path absolute, for a worker begins in another directory."""
+        llm = self.model_dump(exclude_unset=True, include=set(LLMConfig.model_fields))
+        llm |= {name: value.resolve() for name, value in llm.items() if isinstance(value, Path)}
+        if Path(self.model).is_dir():
+            llm["model"] = str(Path(self.model).resolve())
+        return {"llm": llm, "data": self.data.resolve(), "k": self.k, "exclude_seen": self.exclude_seen}
 
 
 class Worker:
@@ -160,15 +177,12 @@ def _made(config: DistributedConfig, rows: list[dict[str, str]]) -> list[dict[st
         import ray.data  # noqa: PLC0415
     except ImportError:
         raise MissingExtraError("Ray", 'pip install "seqrec_prompt[ray]"') from None
-    llm = config.model_dump(exclude_unset=True, include=set(LLMConfig.model_fields))
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Worker,
-        fn_constructor_kwargs={
-            "llm": llm, "data": config.data.resolve(), "k": config.k, "exclude_seen": config.exclude_seen,
-        },
+        fn_constructor_kwargs=config.for_workers(),
         concurrency=min(config.workers, len(rows)),
         num_gpus=config.gpus or None,
-    )  # fmt: skip
+    )
     return list(made.iter_rows())
 
 

@@ -186,6 +186,7 @@ def test_commands_that_a_test_cannot_run_name_what_is_there(page):
 def test_flags_in_running_text_exist(page):
     known = {"--config", "--no-deps", "--quiet", "--config_file", *SWITCHES}
     known |= {"--workers", "--gpus"}  # of recipes/recommend_distributed.py
+    known |= {"--page", "--add"}  # of eval/reproduce_recsys23.py
     known |= {"--enable-lora", "--lora-modules"}  # of vLLM
     for entry in VERBS.values():
         known |= set(flags_of(getattr(importlib.import_module(entry.module), entry.config)))

@@ -23,7 +23,7 @@ CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
 
 # A room may import its own floor and the floors below it.
 FLOORS = [
-    {"errors", "config", "console", "artifacts", "locks", "ragged"},
+    {"errors", "config", "console", "artifacts", "journal", "locks", "ragged"},
     {"data"},
     {"decoding", "prompting", "embeddings"},
     {"engines", "finetuning"},

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from _measure import stamp, table
 
-from seqrec_prompt.artifacts import Journal, manifest, write_json, write_text
+from seqrec_prompt.artifacts import manifest, write_json, write_text
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.embeddings.encode import batches, encode, fit_texts
 from seqrec_prompt.engines.embedder import CausalEmbedder
+from seqrec_prompt.journal import Journal
 
 Batches = list[torch.Tensor]
 

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from seqrec_prompt.artifacts import Journal
 from seqrec_prompt.console import progress
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.embeddings.table import VectorArray
 from seqrec_prompt.errors import ModelError, TemplateError, is_out_of_memory
+from seqrec_prompt.journal import Journal
 from seqrec_prompt.ragged import LongArray
 
 ITEM = "{item}"  # stands in a prompt where the item's text goes

@@ -13,11 +13,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from typing import Any
 
-from seqrec_prompt.artifacts import Journal
 from seqrec_prompt.console import progress
 from seqrec_prompt.engines.jobs import create_once, run_key, watch
 from seqrec_prompt.engines.openai import Service
 from seqrec_prompt.errors import HostedError
+from seqrec_prompt.journal import Journal
 
 CHAT = "/v1/chat/completions"
 MOST_REQUESTS, MOST_BYTES = 50_000, 200 * 2**20  # of one batch (OpenAI, Batch API guide)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from seqrec_prompt.artifacts import Journal, hash_json, is_done, manifest, peek_manifest, refuse_inputs_inside
+from seqrec_prompt.artifacts import hash_json, is_done, manifest, peek_manifest, refuse_inputs_inside
 from seqrec_prompt.embeddings.encode import ITEM
 from seqrec_prompt.engines.pricing import HOSTED_FIELDS, HostedConfig
 from seqrec_prompt.errors import ModelError
+from seqrec_prompt.journal import Journal
 from seqrec_prompt.locks import locked
 
 if TYPE_CHECKING:

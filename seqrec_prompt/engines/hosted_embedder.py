@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from seqrec_prompt.artifacts import Journal
 from seqrec_prompt.embeddings.encode import record_of, vectors_of
 from seqrec_prompt.embeddings.table import VectorArray
 from seqrec_prompt.engines.openai import Service
 from seqrec_prompt.engines.pricing import MILLION, HostedConfig, approve, quote
 from seqrec_prompt.engines.tokens import token_counter
 from seqrec_prompt.errors import HostedError
+from seqrec_prompt.journal import Journal
 from seqrec_prompt.ragged import LongArray
 
 

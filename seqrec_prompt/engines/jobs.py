@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from seqrec_prompt.artifacts import Journal, hash_json
+from seqrec_prompt.artifacts import hash_json
 from seqrec_prompt.engines import openai
 from seqrec_prompt.errors import HostedError
+from seqrec_prompt.journal import Journal
 
 Found = dict[str, Any]
 TRIES = 3

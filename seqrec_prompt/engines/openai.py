@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TRIES = 6
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries, doubling
+CONNECT = 10.0  # seconds that a connection may take to come about
 LONGEST_WISH = 600.0  # seconds: a service that asks for a longer wait is not waited for
 UNAVAILABLE = (500, 503)  # answers that end a request without a result; a gateway's 502 and 504 do not
 KEY = "seqrec_prompt_run"  # name of the run key in the metadata of whatever is created
@@ -91,7 +92,8 @@ class Service:
         key = os.environ.get(self._variable, "none").strip()
         if not key.isascii() or not key:
             raise ConfigError(f"the key in the environment variable {self._variable} is empty or not ASCII text.")
-        self._client = openai.OpenAI(api_key=key, base_url=self.url, max_retries=0, timeout=config.timeout)
+        timeout = openai.Timeout(config.timeout, connect=min(config.timeout, CONNECT))
+        self._client = openai.OpenAI(api_key=key, base_url=self.url, max_retries=0, timeout=timeout)
 
     def __repr__(self) -> str:
         return f"Service({self.url!r})"
@@ -170,8 +172,8 @@ class Service:
     # A server of one's own, which bills nothing
 
     def models(self) -> list[dict[str, Any]]:
-        """What is served."""
-        found = self.read("asking for the models", lambda: list(self._client.models.list()))
+        """What is served. Asked first, so a server that is not there is a wrong address, and not tried again."""
+        found = self.read("asking for the models", lambda: list(self._client.models.list()), reached=True)
         return [_plain(one) for one in found]
 
     def complete(self, body: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
@@ -181,10 +183,12 @@ class Service:
 
     # The three ways to send
 
-    def read(self, what: str, call: Callable[[], T]) -> T:
-        """Send what costs nothing, again and again if need be."""
+    def read(self, what: str, call: Callable[[], T], *, reached: bool = False) -> T:
+        """Send what costs nothing, again and again if need be; with `reached` only once a connection was made."""
 
         def again(error: HostedError) -> bool:
+            if reached and not error.reached:
+                return False
             return error.status is None or error.status in (408, 409, 429) or error.status >= 500
 
         return self._send(what, call, again, pause)
@@ -249,7 +253,9 @@ class Service:
                 said = f"no answer within {self.timeout:g} s (--timeout)"
             else:
                 said = f"{'the connection was lost' if reached else 'no connection'} ({cause}: {error.__cause__})"
-            return HostedError(f"{what}: {self.url}: {self._clean(said)}. {NEXT[None]}", None, reached=reached)
+            return HostedError(
+                f"{what}: {self.url}: {self._clean(said)}. {NEXT[None if reached else 'away']}", reached=reached
+            )
         status = error.status_code
         body: Any = error.body
         words = body.get("message") if isinstance(body, dict) else body
@@ -270,6 +276,7 @@ class Service:
 
 NEXT: dict[int | str | None, str] = {
     None: "Run the same command again; what is done is kept.",
+    "away": "Check --base-url, and that the service is up. Run the same command again; what is done is kept.",
     400: "Correct what it names, then run the same command again.",
     401: "Check the key in the environment variable {variable}.",
     403: "This key may not do that: check its project and its rights at the provider.",

@@ -13,8 +13,6 @@ from pydantic import Field
 
 from seqrec_prompt.artifacts import (
     MANIFEST,
-    Journal,
-    peek_journal,
     peek_manifest,
     staged_directory,
     write_json,
@@ -22,6 +20,7 @@ from seqrec_prompt.artifacts import (
 )
 from seqrec_prompt.engines.pricing import MILLION, ServiceConfig
 from seqrec_prompt.errors import ArtifactError, HostedError
+from seqrec_prompt.journal import Journal, peek_journal
 from seqrec_prompt.locks import lock
 
 if TYPE_CHECKING:

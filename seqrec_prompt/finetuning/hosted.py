@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator, model_validator
 
 from seqrec_prompt.artifacts import (
-    Journal,
     hash_file,
     is_done,
     manifest,
@@ -25,6 +24,7 @@ from seqrec_prompt.artifacts import (
 from seqrec_prompt.engines.pricing import HostedConfig, Quote, approve, quote
 from seqrec_prompt.finetuning.attach import beside, finish, how_to_come_back, state_of
 from seqrec_prompt.finetuning.chat import chats_of, require_question, session_chats, training_file
+from seqrec_prompt.journal import Journal
 from seqrec_prompt.locks import lock
 from seqrec_prompt.prompting.templates import TemplateConfig
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from seqrec_prompt.artifacts import Journal, hash_file, hash_json, is_done, manifest
+from seqrec_prompt.artifacts import hash_file, hash_json, is_done, manifest
 from seqrec_prompt.console import progress
+from seqrec_prompt.journal import Journal
 from seqrec_prompt.locks import locked
 from seqrec_prompt.recommenders.llm.settings import LLMConfig
 

@@ -96,29 +96,49 @@ def page(result: Result) -> str:
         seeds += " Superscripts name the rows that a value is significantly higher than in every seed that both have: "
         seeds += "paired randomisation test over sessions, Holm over all pairs, "
         seeds += f"p < {1 - result['confidence']:.3g}; coverage belongs to no session and has no test."
+    makings = _makings(rows)
+    kept = {name: f"{name} [{makings.index(row['kept']) + 1}]" for name, row in rows.items() if "kept" in row}
+    if kept:
+        seeds += " Rows with a number in brackets were kept as an earlier run measured them, told at the end. They are "
+        seeds += "compared with rows of the same number alone, the others with rows without one."
     missing = [name for name, row in rows.items() if not row["seeds"]]
     if missing:
         seeds += f" Not run: {', '.join(missing)}."
     parts = [f"# {result['title']}\n", f"{about}\n", f"{seeds}\n"]
     for at in result["cutoffs"]:
         head = [f"top {at[1:]}", "", "seeds", *(heading for heading, _ in HEADINGS.values())]
-        parts.append(aligned(head, [_own(name, row, at, letter) for name, row in rows.items()]))
+        body = [[kept.get(name, name), *_own(name, row, at, letter)] for name, row in rows.items()]
+        parts.append(aligned(head, body))
     for name, paper in result["papers"].items():
         parts.append(f"## Beside {paper['cite'].partition(',')[0]}\n")
         marked = f"Columns that say {name} are that paper's figures, not measured here; Δ is ours less theirs."
         parts.append(f"{paper['cite']}. {paper['about']} {marked}\n")
         parts += [_beside(rows, name, at, figures) for at, figures in paper["figures"].items()]
-    return "\n".join([*parts, _made(result)]) + "\n"
+    parts += [f"{_made(result)} The commands and hashes of every row are in the JSON file beside this page."]
+    for number, how in enumerate(makings, 1):
+        names = ", ".join(name for name in kept if rows[name]["kept"] == how)
+        plan = "the same plan" if how["plan_hash"] == result["plan_hash"] else "an earlier plan"
+        parts.append(f"\n[{number}] Kept, of {plan}: {names}. {_made({**result, **how, 'data': {}})}")
+    return "\n".join(parts) + "\n"
+
+
+def _makings(rows: Mapping[str, Any]) -> list[Any]:
+    """How the kept rows were made, each way once."""
+    found: list[Any] = []
+    for row in rows.values():
+        if "kept" in row and row["kept"] not in found:
+            found.append(row["kept"])
+    return found
 
 
 def _own(name: str, row: Mapping[str, Any], at: str, letter: Mapping[str, str]) -> list[str]:
     if not row["seeds"]:
-        return [name, "", NOT_RUN, *["–"] * len(HEADINGS)]
+        return ["", NOT_RUN, *["–"] * len(HEADINGS)]
     cells = []
     for metric, (_, digits) in HEADINGS.items():
         marks = "".join(letter.get(lower, "") for lower in row["higher_than"][at][metric])
         cells.append(_spread(row["metrics"][at][metric], digits) + marks.translate(SUPERSCRIPT))
-    return [name, letter.get(name, ""), str(len(row["seeds"])), *cells]
+    return [letter.get(name, ""), str(len(row["seeds"])), *cells]
 
 
 def _beside(rows: Mapping[str, Any], paper: str, at: str, figures: Mapping[str, Mapping[str, float]]) -> str:
@@ -162,6 +182,5 @@ def _made(result: Result) -> str:
     facts += [f"data of seed {seed} {digest[:12]}" for seed, digest in result["data"].items()]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
-        f"`{command}`{commit}; plan {result['plan_hash'][:12]}; {'; '.join(facts)}; {result['hardware']}; {versions}. "
-        "The commands and hashes of every row are in the JSON file beside this page."
+        f"`{command}`{commit}; plan {result['plan_hash'][:12]}; {'; '.join(facts)}; {result['hardware']}; {versions}."
     )

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqrec_prompt.artifacts import Journal, manifest
+from seqrec_prompt.artifacts import manifest
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.embeddings.encode import batches, encode, fit_texts
 from seqrec_prompt.errors import ModelError, TemplateError
+from seqrec_prompt.journal import Journal
 
 
 class Words:

@@ -170,7 +170,7 @@ def test_where_no_list_can_be_constrained_the_error_names_the_way_that_works(
     assert found == {catalog.ids[0], catalog.ids[1]}
 
 
-def test_what_is_refused_before_anything_is_sent(config_of, fake, tmp_path, unused_address):
+def test_what_is_refused_before_anything_is_sent(config_of, fake, tmp_path):
     for changes, words in (
         ({"base_url": None}, r"needs 'base_url'"),
         ({"base_url": "localhost:8000"}, r"must be an address"),
@@ -183,11 +183,37 @@ def test_what_is_refused_before_anything_is_sent(config_of, fake, tmp_path, unus
     with pytest.raises(ValueError, match=r"'served' is for 'engine' openai"):
         config_of("transformers", served="x")
     assert fake.log == []
-    with pytest.raises(HostedError, match=r"no connection"):
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(config_of, unused_address, pauses):
+    words = rf"asking for the models: {unused_address}: no connection \(ConnectError.*Check --base-url"
+    with pytest.raises(HostedError, match=words):
         recommend(config_of(base_url=unused_address))
+    assert pauses == []
 
 
-def test_another_server_is_another_run(config_of, server):
-    recommend(config_of())
+def test_a_server_that_moved_goes_on_with_the_run_and_another_model_is_another_run(config_of, server, capsys):
+    wanted = recommend(config_of("transformers"))
+    config, complete = config_of(batch_size=2), server.complete
+    journal = config.out.with_name("openai.parquet.journal")
+
+    def closing(body):
+        if journal.exists() and b"positions" in journal.read_bytes():
+            server.fault("POST", "/completions", "status", 401, "Who are you?")
+        return complete(body)
+
+    server.complete = closing
+    with pytest.raises(HostedError):
+        recommend(config)
+    server.complete, server.faults = complete, []
+    with pytest.raises(ArtifactError, match=r"config\.served: was None, is 'tiny'"):
+        recommend(config_of(batch_size=2, served="tiny"))
+    capsys.readouterr()
+    moved = config_of(batch_size=2, base_url=server.url.replace("127.0.0.1", "localhost"))
+    assert moved.base_url != config.base_url
+    assert_same_lists(recommend(moved), wanted)
+    assert "going on: 2/4 sessions are done" in capsys.readouterr().out
+    assert recommend(config) == moved.out  # made, whatever the address
+    assert "already recommended" in capsys.readouterr().out
     with pytest.raises(ArtifactError, match=r"config\.served: was"):
-        recommend(config_of(served="tiny"))
+        recommend(config_of(batch_size=2, served="tiny"))

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,55 @@ def test_what_is_wrong_is_told_before_ray_is_there(run, tmp_path):
     done = run(sessions=empty)
     assert done.returncode == 2
     assert "x.parquet: no column 'item_ids' (it has: session_id, items)" in done.stderr
+
+
+@pytest.fixture
+def recipe():
+    spec = importlib.util.spec_from_file_location("recommend_distributed", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # the annotations of its settings are looked up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_a_worker_in_another_directory_finds_what_relative_paths_name(
+    recipe, dataset_dir, tiny_model, folder, tmp_path, monkeypatch
+):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    for name, place in (("data", dataset_dir), ("model", tiny_model), ("sessions", folder)):
+        shutil.copytree(place, here / name)
+    settings = {"context": 1024, "max_steps": 1, "dtype": "float32"}
+    monkeypatch.chdir(here)
+    adapter = finetune(FinetuneConfig(data=Path("data"), out=Path("adapter"), model="model", **settings))
+    settings = {"data": Path("data"), "model": "model", "adapter": adapter, "k": 5, "dtype": "float32"}
+    wanted = rows_of(recommend(RecommendConfig(out=Path("wanted.parquet"), **settings)))
+    config = recipe.DistributedConfig(sessions=Path("sessions"), out=Path("lists"), **settings)
+    given, rows = config.for_workers(), recipe.owed(config)
+
+    monkeypatch.chdir(elsewhere)
+    worker = recipe.Worker(**given)
+    assert [worker(row)["problem"] for row in rows] == [""] * 4
+    found = rows_of(*sorted((here / "lists").glob("*.parquet")))
+    assert [row["item_id"] for row in found] == [row["item_id"] for row in wanted]
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_name_at_a_hub_stays_a_name(recipe):
+    given = {"data": Path("d"), "sessions": Path("s"), "out": Path("o")}
+    assert recipe.DistributedConfig(model="org/model", **given).for_workers()["llm"] == {"model": "org/model"}
+
+
+def test_vllm_takes_a_gpu_whole(run, recipe):
+    done = run("--engine", "vllm", "--gpus", "0.2")
+    assert done.returncode == 2
+    assert "'gpus' 0.2: vLLM takes one GPU whole" in done.stderr
+    assert "--gpus 1, or --engine transformers" in done.stderr
+    given = {"data": Path("d"), "sessions": Path("s"), "out": Path("o")}
+    assert recipe.DistributedConfig(engine="vllm", gpus=1, **given).gpus == 1
+    assert recipe.DistributedConfig(engine="transformers", gpus=0.2, **given).gpus == 0.2
 
 
 @pytest.mark.skipif(there, reason="Ray is installed here")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from seqrec_prompt.artifacts import Journal, atomic_file, is_done, manifest, read_manifest
+from seqrec_prompt.artifacts import atomic_file, is_done, manifest, read_manifest
 from seqrec_prompt.engines.pricing import MILLION, HostedConfig, Quote, approve, quote
 from seqrec_prompt.errors import ConfigError, HostedError
 from seqrec_prompt.finetuning.chat import fitting, require_question
+from seqrec_prompt.journal import Journal
 from seqrec_prompt.locks import lock
 from seqrec_prompt.prompting.templates import TemplateConfig
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seqrec_prompt.artifacts import read_manifest
+from seqrec_prompt.artifacts import hash_json, read_manifest
 from seqrec_prompt.data.lists import Candidates
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.decoding.compiled import compile_catalog
@@ -138,8 +138,11 @@ def _able(filters: Filters, n: int, n_items: int) -> BoolArray:
 
 
 def template_of(config: LLMConfig, base: str) -> tuple[TemplateConfig, dict[str, str]]:
-    """The template to use, and the hashes of model (`base`) and adapter; refuses what does not belong together."""
-    inputs = {"model": base}
+    """The template to use, and the hashes of model (`base`) and adapter; refuses what does not belong together.
+
+    A server is known by what it serves: another address of it makes no other run.
+    """
+    inputs = {"model": base} | ({"base_url": hash_json(config.served)} if config.base_url else {})
     if config.adapter is None:
         return config.template or TemplateConfig(), inputs
     from seqrec_prompt.engines.models import trained_adapter

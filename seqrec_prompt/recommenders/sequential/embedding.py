@@ -77,7 +77,8 @@ class Fused(nn.Module):
 def build_items(config: SequentialConfig, catalog: Catalog, vectors: VectorArray | None) -> nn.Module:
     """The items at the start of training. vectors: (items, LLM dim), None for a random start.
 
-    All starts have the scale of the random one. Raises ConfigError when the LLM embeddings are too narrow for 'dim'.
+    All starts have the scale of the random one, times `items.scale`. Raises ConfigError when the LLM embeddings are too
+    narrow for 'dim'.
     """
     n, dim, how = len(catalog), config.dim, config.items
     scale = default_scale(n, dim)
@@ -97,7 +98,7 @@ def build_items(config: SequentialConfig, catalog: Catalog, vectors: VectorArray
     method = how.reduction if how.start == "llm_init" else "whiten_pca"
     reduce = ReduceConfig(method=method, dimensions=kept, attribute=how.attribute)
     reduced = torch.from_numpy(fit_reduction(reduce, vectors, catalog)(vectors))
-    reduced = reduced * (scale / reduced.std().clamp(min=1e-12))
+    reduced = reduced * (how.scale * scale / reduced.std().clamp(min=1e-12))
     return Learned(reduced) if how.start == "llm_init" else Fused(reduced, random[:, kept:].clone())
 
 

@@ -23,6 +23,12 @@ class ItemsConfig(Config):
     )
     attribute: str | None = Field(None, description="catalog attribute that holds the classes of reduction 'lda'")
     frozen: float = Field(0.5, gt=0, lt=1, description="alphafuse only: share of 'dim' that stays as the LLM has it")
+    scale: float = Field(
+        1.0,
+        gt=0,
+        description="llm_init, alphafuse: length of the LLM embeddings, in lengths of a random start; the longer they "
+        "are, the less of them training changes or outweighs",
+    )
     permuted: bool = Field(
         False, description="control: give each item the LLM embedding of another, drawn with --sequential.seed"
     )
@@ -33,6 +39,8 @@ class ItemsConfig(Config):
             raise ValueError("'attribute' and reduction 'lda' of start 'llm_init' need each other")
         if self.start == "random" and self.permuted:
             raise ValueError("'permuted' is the control of LLM embeddings; start 'random' has none")
+        if self.start in ("random", "adapter") and self.scale != 1:
+            raise ValueError(f"'scale' is of the vectors of start 'llm_init' and 'alphafuse', not of '{self.start}'")
         return self
 
 

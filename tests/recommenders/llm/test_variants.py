@@ -9,7 +9,7 @@ import torch
 from tiny import PlainTrie
 from transformers import AutoModelForCausalLM
 
-from seqrec_prompt.artifacts import Journal, manifest, read_manifest
+from seqrec_prompt.artifacts import manifest, read_manifest
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.embeddings.clusters import CLUSTERS, Clusters
 from seqrec_prompt.embeddings.table import EmbeddingTable
@@ -17,6 +17,7 @@ from seqrec_prompt.errors import ArtifactError, ConfigError, DataError
 from seqrec_prompt.evaluation.evaluate import EvaluateConfig, evaluate
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.finetuning.pairs import PairsConfig, pairs
+from seqrec_prompt.journal import Journal
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template, text
 from seqrec_prompt.recommenders.fit import FitConfig, fit
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend

@@ -40,6 +40,18 @@ def test_the_scale_is_that_of_a_random_start(start, factor):
     assert random.std() == pytest.approx((2 / (N + DIM)) ** 0.5, rel=0.1)
 
 
+def test_llm_embeddings_may_be_longer_than_a_random_start():
+    short, long = (matrix(config("llm_init", items={"scale": s})) for s in (1, 8))
+    assert long == pytest.approx(8 * short, rel=1e-5)
+    short, long = (matrix(config("alphafuse", items={"scale": s})) for s in (1, 8))
+    half = DIM // 2
+    assert long[:, :half] == pytest.approx(8 * short[:, :half], rel=1e-5)
+    assert np.array_equal(long[:, half:], short[:, half:]), "what is learned starts as it always does"
+    for start in ("random", "adapter"):
+        with pytest.raises(ValueError, match=f"not of '{start}'"):
+            config(start, items={"scale": 8})
+
+
 @pytest.mark.parametrize("method", ["pca", "whiten_pca", "lda"])
 def test_llm_init_is_the_reduction_but_for_its_scale(method):
     items = {"reduction": method} | ({"attribute": "class"} if method == "lda" else {})
