@@ -60,7 +60,7 @@ def _agreement(result: dict[str, Any]) -> list[str]:
     ]
     ways = "; ".join(f"{name}: {AS[name]}" for name in dict.fromkeys(row["adapter"] for row in result["rows"]))
     swapped = max(row["swapped"] for row in result["rows"])
-    ties = f" Items that change places differ by at most {swapped:.1e} in score: they tie." if swapped else ""
+    ties = f" Items that change places differ by at most {swapped:.1e} in score." if swapped else ""
     return [
         "## The same as on transformers",
         "",
@@ -78,7 +78,7 @@ def _agreement(result: dict[str, Any]) -> list[str]:
 
 
 def _clock(result: dict[str, Any]) -> str:
-    return "Seconds are CPU time: other work ran on the same core." if result["hardware"].startswith("CPU") else ""
+    return "Seconds are CPU time." if result["hardware"].startswith("CPU") else ""
 
 
 def _peers(result: dict[str, Any]) -> list[str]:
