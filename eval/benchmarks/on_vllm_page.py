@@ -73,8 +73,8 @@ def _agreement(result: dict[str, Any]) -> list[str]:
         *table(head, rows),
         "",
         f"Embeddings of {result['titles']:,} titles, weighted mean, the adapter as in the first row: no number differs "
-        f"by more than {result['vector_error']:.1e} where the largest is {result['largest_number']:.0f}, and by more than "
-        f"{result['unit_error']:.1e} in vectors of length one; least cosine {result['least_cosine']:.9f}.",
+        f"by more than {result['vector_error']:.1e} where the largest is {result['largest_number']:.0f}, and by more "
+        f"than {result['unit_error']:.1e} in vectors of length one; least cosine {result['least_cosine']:.9f}.",
     ]
 
 
