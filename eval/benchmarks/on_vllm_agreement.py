@@ -114,11 +114,12 @@ MOST = {"score_error", "swapped", "outside_error"}
 def _vectors(given: argparse.Namespace, bench: Bench, adapter: Path | None) -> dict[str, Any]:
     texts = list(dict.fromkeys(bench.data.catalog.texts()))[: given.titles]
     embedders = (CausalEmbedder.load(given.model, given.adapter), VLLMEmbedder.load(given.model, adapter))
-    one, other = (embedder.embed(texts) for embedder in embedders)
-    cosine = np.einsum("ij,ij->i", *(made / np.linalg.norm(made, axis=1, keepdims=True) for made in (one, other)))
+    one, other = (embedder.embed(texts).astype(np.float64) for embedder in embedders)
+    units = [made / np.linalg.norm(made, axis=1, keepdims=True) for made in (one, other)]
     return {
         "titles": len(texts),
         "vector_error": float(np.abs(one - other).max()),
-        "least_cosine": float(cosine.min()),
+        "unit_error": float(np.abs(units[0] - units[1]).max()),
+        "least_cosine": float((units[0] * units[1]).sum(axis=1).min()),
         "largest_number": float(np.abs(one).max()),
     }

@@ -40,7 +40,7 @@ AS = {
 def _agreement(result: dict[str, Any]) -> list[str]:
     k = result["k"]
     head = ["adapter", "scores", "sessions", f"the same {k} items", "in the same order"]
-    head += ["largest difference of a score", "… of the mass outside", "certified", "tree tokens"]
+    head += ["largest difference of a score", "… of the mass outside", "full lists", "certified", "tree tokens"]
     head += ["s a session, transformers", "s a session, vLLM"]
     rows = [
         [
@@ -51,6 +51,7 @@ def _agreement(result: dict[str, Any]) -> list[str]:
             f"{row['same_order'] * row['sessions']:.0f}",
             f"{row['score_error']:.1e}",
             f"{row['outside_error']:.1e}",
+            f"{row['full'] * row['sessions']:.0f}",
             f"{row['certified']:.0%}",
             f"{row['tree_tokens']:.0f}",
             f"{row['transformers_seconds'] / row['sessions']:.2f}",
@@ -60,25 +61,25 @@ def _agreement(result: dict[str, Any]) -> list[str]:
     ]
     ways = "; ".join(f"{name}: {AS[name]}" for name in dict.fromkeys(row["adapter"] for row in result["rows"]))
     swapped = max(row["swapped"] for row in result["rows"])
-    ties = f" Items that change places differ by at most {swapped:.1e} in score: they tie." if swapped else ""
+    ties = f" Items that change places differ by at most {swapped:.1e} in score." if swapped else ""
     return [
         "## The same as on transformers",
         "",
         f"{result['catalog']}. Test sessions with prompts of {result['prompt_tokens']:.0f} tokens on average, lists of "
-        f"{k}, at most {result['budget']} tokens a session: a list that is not proven best by then is the best that "
-        "was found, on both. Transformers merges the adapter as it loads it; "
+        f"{k}, at most {result['budget']} tokens a session: a list that is not proven best by then is what was found, "
+        "on both, and it may be short. Transformers merges the adapter as it loads it; "
         f"{ways}. The difference is the largest of two places of one rank and of one item.{ties} {_clock(result)}",
         "",
         *table(head, rows),
         "",
         f"Embeddings of {result['titles']:,} titles, weighted mean, the adapter as in the first row: no number differs "
-        f"by more than {result['vector_error']:.1e} (the largest is {result['largest_number']:.0f}); least cosine "
-        f"{result['least_cosine']:.7f}.",
+        f"by more than {result['vector_error']:.1e} where the largest is {result['largest_number']:.0f}, and by more "
+        f"than {result['unit_error']:.1e} in vectors of length one; least cosine {result['least_cosine']:.9f}.",
     ]
 
 
 def _clock(result: dict[str, Any]) -> str:
-    return "Seconds are CPU time: other work ran on the same core." if result["hardware"].startswith("CPU") else ""
+    return "Seconds are CPU time." if result["hardware"].startswith("CPU") else ""
 
 
 def _peers(result: dict[str, Any]) -> list[str]:
