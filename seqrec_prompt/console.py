@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -64,6 +63,12 @@ def speaking(switches: Switches) -> Iterator[None]:
         _quiet.reset(token)
 
 
+class Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that no thread looks after: every update is drawn, if the last one is some time ago."""
+
+    monitor_interval = 0
+
+
 class Progress:
     """Counts work. A bar on a terminal, a line a minute elsewhere, nothing with `--quiet`; always on standard error."""
 
@@ -74,11 +79,12 @@ class Progress:
         self._started = self._said = time.monotonic()
         watched = sys.stderr.isatty()
         self._lines = not watched and not _quiet.get()
-        self._bar: Any = tqdm(
+        self._bar = Bar(
             total=total,
             initial=done,
             desc=what,
             unit=f" {unit}",
+            miniters=1,
             delay=SHOWN_AFTER,
             disable=not watched or _quiet.get(),
         )
