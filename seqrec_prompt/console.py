@@ -72,7 +72,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
 class Progress:
     """Counts work. A bar on a terminal, a line a minute elsewhere, nothing with `--quiet`; always on standard error."""
 
-    def __init__(self, total: int, what: str, unit: str, done: int = 0) -> None:
+    def __init__(self, total: int | None, what: str, unit: str, done: int = 0) -> None:
         self.total, self.what, self.unit = total, what, unit
         self.done = self._before = done
         self._note = ""
@@ -106,16 +106,17 @@ class Progress:
         self._bar.close()
 
     def _line(self, passed: float) -> str:
-        line = f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {tqdm.format_interval(passed)} passed"
-        if fresh := self.done - self._before:
+        of = "" if self.total is None else f"/{self.total:,}"
+        line = f"{self.what}: {self.done:,}{of} {self.unit}, {tqdm.format_interval(passed)} passed"
+        if self.total is not None and (fresh := self.done - self._before):
             left = passed * (self.total - self.done) / fresh
             line += f", {tqdm.format_interval(left)} left"
         return line + (f", {self._note}" if self._note else "")
 
 
 @contextlib.contextmanager
-def progress(total: int, what: str, unit: str, done: int = 0) -> Iterator[Progress]:
-    """Count `total` units of work, of which `done` were done before.
+def progress(total: int | None, what: str, unit: str, done: int = 0) -> Iterator[Progress]:
+    """Count `total` units of work, if that is known, of which `done` were done before.
 
     >>> with progress(3, "embed", "texts") as counted:
     ...     counted.update(3)

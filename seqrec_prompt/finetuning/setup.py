@@ -113,7 +113,9 @@ def train_and_holdout(data: Dataset, config: TrainingConfig) -> tuple[Sessions, 
     train, holdout = hold_out(data.split, config.validation, config.seed)
     if config.validation.steps and holdout is None:
         raise DataError(["no train session can be held out: there are fewer than ten"], "Leave out validation.steps.")
-    return train if config.latest is None else latest(train, config.latest), holdout
+    if config.latest is not None:
+        train = latest(train.take(train.lengths >= 2), config.latest)  # one item alone gives no example
+    return train, holdout
 
 
 def training_arguments(config: TrainingConfig, *, validated: bool) -> dict[str, Any]:
