@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -64,21 +63,28 @@ def speaking(switches: Switches) -> Iterator[None]:
         _quiet.reset(token)
 
 
+class Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that no thread looks after: every update is drawn, if the last one is some time ago."""
+
+    monitor_interval = 0
+
+
 class Progress:
     """Counts work. A bar on a terminal, a line a minute elsewhere, nothing with `--quiet`; always on standard error."""
 
-    def __init__(self, total: int, what: str, unit: str, done: int = 0) -> None:
+    def __init__(self, total: int | None, what: str, unit: str, done: int = 0) -> None:
         self.total, self.what, self.unit = total, what, unit
         self.done = self._before = done
         self._note = ""
         self._started = self._said = time.monotonic()
         watched = sys.stderr.isatty()
         self._lines = not watched and not _quiet.get()
-        self._bar: Any = tqdm(
+        self._bar = Bar(
             total=total,
             initial=done,
             desc=what,
             unit=f" {unit}",
+            miniters=1,
             delay=SHOWN_AFTER,
             disable=not watched or _quiet.get(),
         )
@@ -100,16 +106,17 @@ class Progress:
         self._bar.close()
 
     def _line(self, passed: float) -> str:
-        line = f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {tqdm.format_interval(passed)} passed"
-        if fresh := self.done - self._before:
+        of = "" if self.total is None else f"/{self.total:,}"
+        line = f"{self.what}: {self.done:,}{of} {self.unit}, {tqdm.format_interval(passed)} passed"
+        if self.total is not None and (fresh := self.done - self._before):
             left = passed * (self.total - self.done) / fresh
             line += f", {tqdm.format_interval(left)} left"
         return line + (f", {self._note}" if self._note else "")
 
 
 @contextlib.contextmanager
-def progress(total: int, what: str, unit: str, done: int = 0) -> Iterator[Progress]:
-    """Count `total` units of work, of which `done` were done before.
+def progress(total: int | None, what: str, unit: str, done: int = 0) -> Iterator[Progress]:
+    """Count `total` units of work, if that is known, of which `done` were done before.
 
     >>> with progress(3, "embed", "texts") as counted:
     ...     counted.update(3)

@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqrec_prompt.data import spill
-from seqrec_prompt.data.problems import Problems, plural, shorten
+from seqrec_prompt.data.problems import Problems, as_utf8, plural, shorten
 from seqrec_prompt.data.tables import NO_TIMES, RowNumbers, Source, Table
 from seqrec_prompt.data.times import FORMS, TimeColumn
 from seqrec_prompt.errors import DataError
 from seqrec_prompt.ragged import IntArray, LongArray
 
 Mask = npt.NDArray[np.bool_]
+TEXT = (".csv", ".tsv", ".inter", ".item", ".user")
 
 
 class CheckedTable:
@@ -42,6 +43,8 @@ class CheckedTable:
         )
         for column, positions in table.illegible.items():
             self._report("not UTF-8", positions, lambda i: "the cell is not UTF-8 text", column)
+        if table.illegible and table.name.removesuffix(".gz").endswith(TEXT):
+            problems.hints.append(as_utf8(table.name, "CP1252"))
 
     @classmethod
     def read(

@@ -25,6 +25,7 @@ class Problems:
         self.fatal: list[str] = []
         self.bad_rows: list[str] = []
         self.counts: dict[str, int] = {}
+        self.hints: list[str] = []
 
     def missing_column(self, file: str, column: str, known: Sequence[str], flag: str) -> None:
         """Report a column that a file lacks, with the columns there are and the nearest of them."""
@@ -59,7 +60,18 @@ class Problems:
         """Raise DataError with everything found, unless the bad rows are to be dropped."""
         self.stop_if_fatal()
         if self.bad_rows and not self.drop:
-            raise DataError(self.bad_rows, "Correct the file, or leave out what is affected with --on-bad drop.")
+            hints = [*self.hints, "Correct the file, or leave out what is affected with --on-bad drop."]
+            raise DataError(self.bad_rows, "\n".join(hints))
+
+
+def as_utf8(file: str, encoding: str) -> str:
+    """How to turn a file of text into UTF-8, were it of `encoding`."""
+    plain = file.removesuffix(".gz")
+    unpack = f"gunzip -k {file}, then " if plain != file else ""
+    return (
+        f"Spreadsheets on Windows often write {encoding}, then: {unpack}iconv -f {encoding} -t UTF-8 {plain} > "
+        f"utf8-{plain}; otherwise give iconv the encoding that {file} was saved in."
+    )
 
 
 def shorten(value: str) -> str:

@@ -5,6 +5,7 @@ Every cell is read as text exactly as it stands: an id keeps its leading zeros, 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from seqrec_prompt.artifacts import hash_file
+from seqrec_prompt.console import progress
+from seqrec_prompt.data.problems import as_utf8
 from seqrec_prompt.data.tables import NO_TIMES, RowNumbers, Source, Table, TableReading, as_text_table
 from seqrec_prompt.data.times import TimeColumn
 from seqrec_prompt.errors import DataError
@@ -87,10 +90,12 @@ class DelimitedFile:
 
         names = {name: self._header[self.columns.index(name)] for name in reading.columns}
         last = b""
-        for batch in self._parse(list(dict.fromkeys([*names.values(), self._header[-1]])), skip):
-            reading.append({name: batch[column] for name, column in names.items()})
-            if batch.num_rows:
-                last = batch[self._header[-1]][-1].as_py()
+        with progress(None, f"read {self.name}", "rows") as bar:
+            for batch in self._parse(list(dict.fromkeys([*names.values(), self._header[-1]])), skip):
+                reading.append({name: batch[column] for name, column in names.items()})
+                if batch.num_rows:
+                    last = batch[self._header[-1]][-1].as_py()
+                bar.update(batch.num_rows)
         if broken:
             raise DataError([f'{self.name}: row {broken[0]}: a quote (") opened in this row is not closed in it.'])
         if b"\n" in last and not self._is_atomic:
@@ -133,7 +138,9 @@ class DelimitedFile:
         if not header:
             raise DataError([f"{self.name}: the file is empty, or its first line is (it should name the columns)."])
         if any("\udc80" <= c <= "\udcff" or c == "\x00" for name in header for c in name):
-            raise DataError([f"{self.name}: row 1 is not UTF-8 text. Save the file as UTF-8."])
+            with pa.input_stream(self.path) as raw:
+                encoding = "UTF-16" if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "CP1252"
+            raise DataError([f"{self.name}: row 1 is not UTF-8 text. {as_utf8(self.name, encoding)}"])
         return header
 
     def _refuse_open_quote(self, rows: int, skipped: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ Nothing is left out for it: a title is plain text wherever this package writes i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 LONG, SHOWN = 300, 3
 
@@ -42,9 +42,8 @@ def suspicious(titles: Sequence[str]) -> dict[str, list[int]]:
     return {sign: positions for sign, positions in found.items() if positions}
 
 
-def describe(ids: Sequence[str], titles: Sequence[str]) -> str:
-    """Say which titles are suspicious and why, three of each sign."""
-    found = suspicious(titles)
+def describe(ids: Sequence[str], titles: Sequence[str], found: Mapping[str, Sequence[int]]) -> str:
+    """Say which titles are suspicious and why, three of each sign; found: by `suspicious`."""
     if not found:
         return "Suspicious titles: none."
     lines = [f"Suspicious titles, {len({i for which in found.values() for i in which}):,} to look at:"]

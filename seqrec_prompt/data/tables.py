@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from seqrec_prompt.console import progress
 from seqrec_prompt.data import spill
 from seqrec_prompt.data.times import TimeColumn
 from seqrec_prompt.errors import DataError
@@ -167,8 +168,10 @@ def as_text_table(
 ) -> Table:
     """Turn typed columns into text; missing values become "". Raises DataError for nested columns."""
     reading = TableReading(name, wanted, times)
-    for batch in batches(reading.columns):
-        reading.append({column: _as_bytes(name, column, batch[column]) for column in reading.columns})
+    with progress(None, f"read {name}", "rows") as bar:
+        for batch in batches(reading.columns):
+            reading.append({column: _as_bytes(name, column, batch[column]) for column in reading.columns})
+            bar.update(batch.num_rows)
     return reading.table()
 
 

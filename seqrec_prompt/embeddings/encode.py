@@ -7,7 +7,8 @@ settings and fsync, a batch is one line, and no float passes through decimal dig
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,33 +70,45 @@ def fit_texts(
 
 
 def encode(
-    embedder: Embedder, texts: Sequence[str], lengths: LongArray, catalog: Catalog, journal: Journal, batch_tokens: int
-) -> VectorArray:
-    """Embed one text an item, (items, dim), going on from what the journal holds.
+    embedder: Embedder,
+    texts: Sequence[str],
+    lengths: LongArray,
+    catalog: Catalog,
+    journal: Journal,
+    batch_tokens: int,
+    note: Callable[[], dict[str, Any]] = dict,
+) -> tuple[VectorArray, float]:
+    """Embed one text an item, going on from what the journal holds.
 
-    lengths: (items,) tokens of each text. Each distinct text is read once, so equal texts have equal vectors to the
-    last bit. Texts of like length are read together, the longest first: what does not fit the memory is met at once.
+    Returns (items, dim) vectors and the seconds that they took, those of stopped runs included. lengths: (items,)
+    tokens of each text. note: more to keep of each batch. Each distinct text is read once, so equal texts have equal
+    vectors to the last bit. Texts of like length are read together, the longest first: what does not fit the memory is
+    met at once.
     Raises ModelError naming the item whose vector is not finite; its batch is not kept.
     """
     first: dict[str, int] = {}
     owner = np.array([first.setdefault(text, i) for i, text in enumerate(texts)], np.int64)
     vectors = np.empty((len(texts), embedder.dimension), np.float32)
-    done = np.zeros(len(texts), np.bool_)
+    done, seconds = np.zeros(len(texts), np.bool_), 0.0
     for record in journal.records():
         vectors[record["items"]] = vectors_of(record)
         done[record["items"]] = True
+        seconds += record["seconds"]
     unique = np.unique(owner)
     todo = unique[~done[unique]]
     if done.any():
         print(f"going on: {done.sum():,}/{len(unique):,} texts are done")
     todo = todo[np.argsort(-lengths[todo], kind="stable")]
+    started = time.monotonic()
     with progress(len(unique), "embed", "texts", int(done.sum())) as bar:
         for batch, found in read(embedder, texts, todo, lengths, batch_tokens):
             _require_finite(found, batch, texts, catalog)
             vectors[batch] = found
-            journal.append(record_of(batch, found))
+            spent, started = time.monotonic() - started, time.monotonic()
+            seconds += spent
+            journal.append(record_of(batch, found, spent) | note())
             bar.update(len(batch))
-    return vectors[owner]
+    return vectors[owner], seconds
 
 
 def batches(items: LongArray, lengths: LongArray, most: int) -> Iterator[LongArray]:
@@ -157,10 +170,10 @@ def _require_finite(vectors: VectorArray, items: LongArray, texts: Sequence[str]
         )
 
 
-def record_of(items: LongArray, vectors: VectorArray) -> dict[str, Any]:
-    """The journal's record of the vectors (items, dimension) of `items`."""
+def record_of(items: LongArray, vectors: VectorArray, seconds: float) -> dict[str, Any]:
+    """The journal's record of the vectors (items, dimension) of `items`, and of the time they took."""
     packed = base64.b64encode(vectors.astype("<f4").tobytes()).decode("ascii")
-    return {"items": items.tolist(), "vectors": packed}
+    return {"items": items.tolist(), "vectors": packed, "seconds": seconds}
 
 
 def vectors_of(record: Mapping[str, Any]) -> VectorArray:

@@ -6,7 +6,6 @@ filling and its reduction know no engine.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -158,8 +157,9 @@ def _fill(
     texts, lengths, cut = fit_texts(embedder, items, config.prompt, most)
     if hosted is not None:
         hosted.agree(texts, lengths, journal)
-    started = time.monotonic()
-    vectors = encode(embedder, texts, lengths, catalog, journal, config.batch_tokens)
+    vectors, seconds = encode(
+        embedder, texts, lengths, catalog, journal, config.batch_tokens, hosted.spent if hosted else dict
+    )
     facts = {
         "items": len(items),
         "dimension": embedder.dimension,
@@ -167,7 +167,7 @@ def _fill(
         "max_tokens": most,
         "cut": cut,
         "batch_tokens": config.batch_tokens,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(seconds, 1),
     }
     if hosted is not None:
         facts |= hosted.facts()

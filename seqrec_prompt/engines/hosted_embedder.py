@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -28,9 +30,9 @@ class HostedEmbedder:
         self.service = Service(config)
         self.counter = token_counter(model, config.encoding)
         self.dimension = dimensions or 0
-        self.used = 0
         self._price = 0.0
-        self._quotes: list[dict[str, Any]] = []
+        self._bill: dict[str, Any] = {"quotes": [], "billed_tokens": 0, "cost": 0.0}  # of the whole run
+        self._kept = deepcopy(self._bill)  # what of it the journal holds
 
     def lengths(self, texts: Sequence[str]) -> LongArray:
         """(texts,) tokens of each text."""
@@ -48,6 +50,9 @@ class HostedEmbedder:
         for record in journal.records():
             done.update(record["items"])
             self.dimension = vectors_of(record).shape[1]
+            for name in self._bill:
+                self._bill[name] += record[name]
+        self._kept = deepcopy(self._bill)
         todo = [i for i in first.values() if i not in done]
         if not todo:
             return
@@ -55,16 +60,23 @@ class HostedEmbedder:
         offer = quote(self.config, self.model, {"input": tokens}, exact=self.counter.exact)
         approve(offer, self.config)
         self._price = offer.price["input"]
-        self._quotes.append(offer.facts())
+        self._bill["quotes"].append(offer.facts())
         if not self.dimension:
             # Only an answer tells. It is kept, so that its text is not paid for twice.
+            started = time.monotonic()
             vectors = self.embed([texts[todo[0]]])
-            journal.append(record_of(np.array(todo[:1]), vectors))
+            journal.append(record_of(np.array(todo[:1]), vectors, time.monotonic() - started) | self.spent())
             self.dimension = vectors.shape[1]
 
+    def spent(self) -> dict[str, Any]:
+        """What was quoted and billed since this was asked last, to be kept in the journal."""
+        before, self._kept = self._kept, deepcopy(self._bill)
+        news = {name: self._kept[name] - before[name] for name in ("billed_tokens", "cost")}
+        return news | {"quotes": self._kept["quotes"][len(before["quotes"]) :]}
+
     def facts(self) -> dict[str, Any]:
-        """What this run was quoted and what it cost; earlier runs that made a part are not in it."""
-        return {"quotes": self._quotes, "billed_tokens": self.used, "cost": self.used * self._price / MILLION}
+        """What the run was quoted and billed, in all its parts where it was stopped and gone on with."""
+        return dict(self._bill)
 
     def embed(self, texts: Sequence[str]) -> VectorArray:
         """(texts, dimension) float32. Raises HostedError when vectors are missing or not of one length."""
@@ -72,7 +84,9 @@ class HostedEmbedder:
         if self.asked is not None:
             body["dimensions"] = self.asked
         answer = self.service.embeddings(body, int(self.lengths(texts).sum()))
-        self.used += (answer.get("usage") or {}).get("total_tokens") or 0
+        billed = (answer.get("usage") or {}).get("total_tokens") or 0
+        self._bill["billed_tokens"] += billed
+        self._bill["cost"] += billed * self._price / MILLION
         rows = {row["index"]: row["embedding"] for row in answer.get("data") or []}  # in whatever order they come
         sizes = {len(row) for row in rows.values()}
         if sorted(rows) != list(range(len(texts))) or len(sizes) != 1 or (self.dimension and sizes != {self.dimension}):

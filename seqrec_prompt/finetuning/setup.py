@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import peft
 import torch
 from datasets import Dataset as HuggingFaceDataset
-from transformers import EarlyStoppingCallback
 from trl import SFTConfig
 
 from seqrec_prompt.data.lists import Candidates
@@ -21,6 +20,7 @@ from seqrec_prompt.finetuning.packing import PackingCollator, refuse_mixing
 from seqrec_prompt.finetuning.trainers import CatalogTrainer, SessionTrainer
 from seqrec_prompt.finetuning.training import CHECKPOINTS, TrainingConfig
 from seqrec_prompt.finetuning.validation import METRIC, Validation, hold_out
+from seqrec_prompt.finetuning.watch import Patience
 from seqrec_prompt.prompting.cases import Cases, load_clusters
 from seqrec_prompt.prompting.templates import compile_template
 
@@ -97,7 +97,7 @@ def judged_by(validation: Validation) -> dict[str, Any]:
     return {
         "validation": validation,
         "eval_dataset": _as_dataset(validation.holdout.prompts),
-        "callbacks": [EarlyStoppingCallback(validation.config.patience)],
+        "callbacks": [Patience(METRIC, validation.config.patience)],
     }
 
 
@@ -114,7 +114,9 @@ def train_and_holdout(data: Dataset, config: TrainingConfig) -> tuple[Sessions, 
     train, holdout = hold_out(data.split, config.validation, config.seed)
     if config.validation.steps and holdout is None:
         raise DataError(["no train session can be held out: there are fewer than ten"], "Leave out validation.steps.")
-    return train if config.latest is None else latest(train, config.latest), holdout
+    if config.latest is not None:
+        train = latest(train.take(train.lengths >= 2), config.latest)  # one item alone gives no example
+    return train, holdout
 
 
 def training_arguments(config: TrainingConfig, *, validated: bool) -> dict[str, Any]:

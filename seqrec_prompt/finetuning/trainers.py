@@ -30,6 +30,11 @@ class _Judged:
         super().__init__(*args, **kwargs)
         self.validation = validation
 
+    def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
+        """The batches of a step; none for a run that was stopped after its last, which trainers would go beyond."""
+        over = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
+        return ([], None) if over else super().get_batch_samples(*args)  # type: ignore[misc]
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Judge the model; every process does the same work, so all come to the same decision."""
         if self.validation is None:

@@ -82,7 +82,7 @@ def run(
     """
     from accelerate import PartialState
 
-    from seqrec_prompt.finetuning.watch import watch
+    from seqrec_prompt.finetuning.watch import seconds_at, watched
 
     _use_all_cores()
     process, checkpoints = PartialState(), config.out / CHECKPOINTS
@@ -94,17 +94,23 @@ def run(
     if process.is_main_process and config.overwrite and not _is_unfinished(config.out, wanted):
         shutil.rmtree(config.out, ignore_errors=True)
     process.wait_for_everyone()
-    started = time.monotonic()
+    started, before = time.monotonic(), 0.0
     trainer, facts = build()
     _keep_events(trainer, config.out / EVENTS)
     if process.is_main_process:
         write_json(config.out / STARTED, dict(wanted))
     checkpoint = _last_checkpoint(checkpoints)
-    if process.is_main_process and checkpoint:
+    if checkpoint:
         state = json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
-        print(f"going on: {state['global_step']:,}/{state['max_steps']:,} steps are done ({checkpoint})")
-    watch(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint)
+        before = seconds_at(state)
+        if process.is_main_process:
+            print(f"going on: {state['global_step']:,}/{state['max_steps']:,} steps are done ({checkpoint})")
+
+    def seconds() -> float:
+        return before + time.monotonic() - started
+
+    with watched(trainer, seconds):
+        trainer.train(resume_from_checkpoint=checkpoint)
     if not all(weight.isfinite().all() for weight in trainer.model.parameters() if weight.requires_grad):
         raise ModelError("Training diverged: the trained weights are not finite. Lower --learning-rate.")
     trainer.save_model(str(config.out))
@@ -113,7 +119,7 @@ def run(
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         facts |= {
             "steps": trainer.state.global_step,
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(seconds(), 1),
             "loss": [entry["loss"] for entry in history[:1] + history[-1:]],
             "dtype": str(trainer.model.dtype).removeprefix("torch."),
             "hardware": hardware(),

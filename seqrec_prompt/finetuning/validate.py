@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -13,7 +14,7 @@ from seqrec_prompt.artifacts import read_manifest
 from seqrec_prompt.config import Config
 from seqrec_prompt.data.lists import Candidates
 from seqrec_prompt.data.sessions import Holdout
-from seqrec_prompt.data.suspicious import describe
+from seqrec_prompt.data.suspicious import describe, suspicious
 from seqrec_prompt.errors import DataError
 from seqrec_prompt.prompting.cases import Cases, check_needs, load_clusters, questions
 from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
@@ -49,14 +50,15 @@ class ValidateConfig(Config):
         return self
 
 
-def validate(config: ValidateConfig) -> str:
-    """Print, and return, what a training run would see; nothing is written and no weights are loaded.
+def validate(config: ValidateConfig) -> dict[str, Any]:
+    """Print what a training run would see; nothing is written and no weights are loaded.
 
     The catalog's titles that are shared, missing, suspicious, or begin another; how many tokens titles, examples and
     test prompts take; what a context cuts off; three filled-in prompts, the shortest, the median and the longest: of
     test sessions, or for variants whose answers are made (lists, clusters) of the training examples; what the checks
-    found, memory and time of the training, and what to change. Raises the errors that `finetune` and `recommend` would
-    raise for this template, tokenizer and context.
+    found, memory and time of the training, and what to change. Returns all that as 'text', the 'findings', each with
+    its advice, "" where nothing is to be done, and by sign the 'suspicious' titles, all of them by item id. Raises the
+    errors that `finetune` and `recommend` would raise for this template, tokenizer and context.
     """
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.decoding.trie import compile_trie
@@ -73,7 +75,8 @@ def validate(config: ValidateConfig) -> str:
     train, test = data.split.train.take(data.split.train.lengths >= 2), data.split.test
     if not len(train):
         raise DataError(["no training examples: every train session has a single item"], "Prepare longer sessions.")
-    blocks = [_titles(data, prompter), f"trie: {compile_trie(prompter.answers).describe()}"]
+    strange = suspicious(data.catalog.titles)
+    blocks = [_titles(data, prompter, strange), f"trie: {compile_trie(prompter.answers).describe()}"]
     if clusters is not None:
         blocks += [histogram("items of a cluster", np.bincount(clusters.of))]
     blocks += [histogram("tokens of a cluster's name" if clusters else "tokens of a title", prompter.answers.lengths)]
@@ -95,14 +98,21 @@ def validate(config: ValidateConfig) -> str:
             f"{tokenizer.decode(shown.prompt(row, prompter))}"
             f"\n--- to be answered, {len(answer)} tokens\n{tokenizer.decode(answer)}"
         )
-    trained = read_manifest(config.adapter, "finetune") if config.adapter else None
+    trained = read_manifest(config.adapter, "finetune", "prefer") if config.adapter else None
     titles = prompter.lines if clusters else prompter.answers  # a cluster's name is no title
     findings = check(data, prompter, tokenizer, compile_trie(titles, data.popularity), config.k, trained)
     findings += estimate(config.model, config.revision, sizes, config.batch_size, config.objective)
     blocks.append("\n".join(["findings (! asks for a change):", *(f"  {finding}" for finding in findings)]))
     report = "\n\n".join(blocks)
     print(report)
-    return report
+    catalog = data.catalog
+    return {
+        "findings": [asdict(finding) for finding in findings],
+        "suspicious": {
+            sign: {catalog.ids[i]: catalog.titles[i] for i in positions} for sign, positions in strange.items()
+        },
+        "text": report,
+    }
 
 
 def _test_prompts(prompter: Prompter, asked: Cases, test: Holdout, context: int) -> list[str]:
@@ -132,7 +142,7 @@ def histogram(what: str, values: LongArray) -> str:
     return "\n".join(lines)
 
 
-def _titles(data: Dataset, prompter: Prompter) -> str:
+def _titles(data: Dataset, prompter: Prompter, strange: dict[str, list[int]]) -> str:
     texts, titles = data.catalog.texts(), prompter.lines if prompter.template.name == "Classify" else prompter.answers
     shared = len(texts) - len(set(texts))
     missing = sum(not title.strip() for title in data.catalog.titles)
@@ -144,5 +154,5 @@ def _titles(data: Dataset, prompter: Prompter) -> str:
         f"none (written as their id), {begin:,} titles begin another; all stay reachable.\n"
         f"The longest title, {int(titles.lengths[longest]):,} tokens, is that of item "
         f"{data.catalog.ids[longest]}: every prompt leaves room for it.\n"
-        + describe(data.catalog.ids, data.catalog.titles)
+        + describe(data.catalog.ids, data.catalog.titles, strange)
     )

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from seqrec_prompt.artifacts import read_manifest
 from seqrec_prompt.config import Config
+from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, LoraConfig
+from seqrec_prompt.planning.devices import THIS
 from seqrec_prompt.prompting.cases import check_needs
 from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.recommenders.llm.settings import LLMConfig
@@ -81,8 +84,9 @@ class PlanConfig(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> PlanConfig:
-        check_needs(self.template, self.candidates, self.embeddings)
-        if self.probe and self.device != "this":
+        if self.adapter is None:  # which brings its template
+            check_needs(self.template, self.candidates, self.embeddings)
+        if self.probe and self.device != THIS:
             raise ValueError("'probe' runs on this machine: leave out 'device', or plan for the other without it")
         if self.sessions is not None and self.max_sessions is not None:
             raise ValueError("'sessions' and 'max_sessions' both say how many: leave out one")
@@ -140,6 +144,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     from seqrec_prompt.planning.hosted import quotes
 
     data = Dataset.load(config.data)
+    config = config if config.adapter is None else _of_adapter(config, config.adapter)
     offers = quotes(config, data) if config.hosted is not None else {}
     work, sizes = _counted(config, data)
     shape = Shape.of(config.model, config.revision)
@@ -152,8 +157,8 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         needs = {}
         for stage, compute in (("finetune", _training), ("recommend", _decoding)):
             # A CPU trains over weights in bfloat16 where it can, and decodes in float32.
-            dtype = str(torch_dtype(config.dtype, training=stage == "finetune"))
-            half = dtype != "torch.float32" or config.device != "this"
+            here = torch_dtype(config.dtype, training=stage == "finetune")
+            half = str(here) != "torch.float32" if config.device == THIS else config.dtype != "float32"
             device = device_of(config.device, config.devices, shape.hidden, half=half)
             needs[stage] = compute(config, shape, work, device, half=half)
         memory, dollars = device.memory.value, device.dollars if config.hourly is None else config.hourly
@@ -173,9 +178,24 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         result[f"hosted {stage}"] = offer.facts()
         lines += [f"hosted {stage}: {str(offer).removeprefix('quote: ')}"]
     if not config.probe:
-        lines.append(ROUGH[config.device == "this"])
+        lines.append(ROUGH[config.device == THIS])
+        if config.device != THIS and config.dtype == "float32":
+            lines.append("in float32 it takes longer: operations of a device are mostly told for bfloat16")
     print("\n".join(lines))
     return result
+
+
+def _of_adapter(config: PlanConfig, adapter: Path) -> PlanConfig:
+    """The plan with the template that the adapter was trained with. Raises ConfigError where it does not fit."""
+    trained = read_manifest(adapter, "finetune", "prefer")
+    template = TemplateConfig.model_validate(trained["config"]["template"])
+    if "template" in config.model_fields_set and config.template != template:
+        raise ConfigError(f"{adapter} was trained with another template. Leave 'template' out: the adapter brings its.")
+    try:
+        check_needs(template, config.candidates, config.embeddings)
+    except ValueError as error:
+        raise ConfigError(f"{adapter} was trained with template {template.name}: {error}.") from None
+    return config.model_copy(update={"template": template})
 
 
 def _counted(config: PlanConfig, data: Dataset) -> tuple[Work, Any]:
@@ -195,8 +215,8 @@ def _counted(config: PlanConfig, data: Dataset) -> tuple[Work, Any]:
     prompter = compile_template(config.template, data.catalog, load_tokenizer(config.model, config.revision), names)
     candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
     train, test = data.split.train, data.split.test
-    train = train if config.latest is None else latest(train, config.latest)
     train = train.take(train.lengths >= 2)
+    train = train if config.latest is None else latest(train, config.latest)
     sizes = np.empty(0, np.int64)
     if len(train):
         examples = training_examples(train, prompter, config.context, config.objective, candidates, clusters)
@@ -208,14 +228,20 @@ def _counted(config: PlanConfig, data: Dataset) -> tuple[Work, Any]:
 
 
 def _probed(config: PlanConfig, data: Dataset, sizes: Any) -> tuple[Trained, Decoded]:
+    from seqrec_prompt.data.lists import Candidates
     from seqrec_prompt.engines.models import model_hash
     from seqrec_prompt.planning.probe import probe_decoding, probe_training
     from seqrec_prompt.recommenders.llm.variants import check_variant, template_of
 
     llm = config.llm()
     template, _ = template_of(llm, model_hash(config.model, config.revision))
-    check_variant(llm, template)
-    decoded = probe_decoding(llm, data, template, config.probe_sessions, config.k)
+    check_variant(llm, template, config.candidates if template.name == "Rank" else None)
+    # Rank's candidates are of the train sessions: it is tried on those, without their last item.
+    part: Literal["train", "test"] = "train" if template.name == "Rank" else "test"
+    candidates = Candidates.load(config.candidates, data, part) if part == "train" and config.candidates else None
+    decoded = probe_decoding(
+        llm, data.split.cases(part).prompts, data, template, config.probe_sessions, config.k, candidates
+    )
     return probe_training(config.finetune(), data, config.probe_steps, sizes), decoded
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
+    from seqrec_prompt.data.lists import Candidates
+    from seqrec_prompt.data.sessions import Sessions
     from seqrec_prompt.finetuning.finetune import FinetuneConfig
     from seqrec_prompt.prompting.templates import TemplateConfig
     from seqrec_prompt.ragged import LongArray
@@ -104,17 +106,29 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def probe_decoding(config: LLMConfig, data: Dataset, template: TemplateConfig, sessions: int, k: int) -> Decoded:
-    """Recommend k items for `sessions` random test sessions, after one to warm up."""
+def probe_decoding(
+    config: LLMConfig,
+    prompts: Sessions,
+    data: Dataset,
+    template: TemplateConfig,
+    sessions: int,
+    k: int,
+    candidates: Candidates | None = None,
+) -> Decoded:
+    """Recommend k items for `sessions` random ones of `prompts`, after one to warm up.
+
+    candidates: for Rank, which is asked about the sessions that have some.
+    """
     from seqrec_prompt.recommenders.llm.prompt import Effort
     from seqrec_prompt.recommenders.llm.variants import build_recommender
 
     started = time.perf_counter()
-    prompts = data.split.test.prompts
+    if candidates is not None:
+        prompts = prompts.take(np.flatnonzero(candidates.of(prompts.ids).lengths))
     drawn = np.random.default_rng(0).choice(len(prompts), min(sessions, len(prompts)), replace=False)
     drawn = drawn[np.argsort(prompts.lengths[drawn], kind="stable")]  # as `recommend` orders them
     with peak_memory() as peak:
-        recommender = build_recommender(config, data, template)
+        recommender = build_recommender(config, data, template, candidates=candidates)
         start = time.perf_counter() - started
         recommender.recommend(prompts.take(drawn[:1]), k, exclude_seen=False)
         recommender.effort = Effort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -147,17 +148,18 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
     import numpy as np
 
     from seqrec_prompt.data.lists import Candidates
+    from seqrec_prompt.recommenders.llm.prompt import Effort
     from seqrec_prompt.recommenders.llm.variants import build_recommender
     from seqrec_prompt.recommenders.rules import load_rules
 
     sessions = _drawn(config, data)
-    done = np.zeros(len(sessions), np.bool_)
+    done, effort = np.zeros(len(sessions), np.bool_), Effort()
     for record in journal.records():
         done[record["positions"]] = True
+        effort += Effort(**record["effort"])
     n_done = int(done.sum())
     if n_done:
         print(f"going on: {n_done:,}/{len(sessions):,} sessions are done")
-    started = time.monotonic()
     recommender = None
     with progress(len(sessions), "recommend", "sessions", n_done) as bar:
         for start in range(0, len(sessions), WINDOW):
@@ -171,17 +173,16 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
                 rules = load_rules(data.catalog, config.deny, config.allow, config.out_of_stock)
                 candidates = Candidates.load(config.candidates, data, config.part) if config.candidates else None
                 recommender = build_recommender(config, data, template, rules, candidates)
-                started = time.monotonic()
+            started = time.monotonic()
             for batch in recommender.batches(sessions.take(left), config.k, exclude_seen=config.exclude_seen):
-                journal.append(_record(batch, left[: len(batch)]))
+                spent, recommender.effort = recommender.effort, Effort()
+                spent.seconds, started = time.monotonic() - started, time.monotonic()
+                effort += spent
+                journal.append(_record(batch, left[: len(batch)]) | {"effort": asdict(spent)})
                 left = left[len(batch) :]
                 bar.update(len(batch))
-    seconds = time.monotonic() - started
-    fresh = len(sessions) - n_done
     facts: dict[str, Any] = {"sessions": len(sessions), "part_sessions": len(data.split.cases(config.part))}
-    if recommender is not None:
-        facts |= {"seconds_a_session": seconds / fresh, **recommender.effort.means()}
-    return facts
+    return facts | effort.means()
 
 
 def _record(lists: Recommendations, positions: Any) -> dict[str, Any]:

@@ -146,6 +146,8 @@ def test_a_session_in_two_parts_of_the_split(data):
 def test_a_dropped_item_takes_its_interactions_along(data):
     data.items("x,Apple", "y,Pear", "z,\udcff")
     assert data.problems() == ["items.csv: row 4, column title: the cell is not UTF-8 text"]
+    with pytest.raises(DataError, match=r"iconv -f CP1252 -t UTF-8 items\.csv > utf8-items\.csv"):
+        data.prepare()
     assert data.dropped() == ({"not UTF-8": 1, "unknown item id": 10}, 20)
 
 

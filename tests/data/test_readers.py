@@ -1,12 +1,15 @@
 """Every format gives the same text."""
 
 import gzip
+import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
+from seqrec_prompt import console
 from seqrec_prompt.data.readers import open_source
 from seqrec_prompt.errors import DataError
 
@@ -161,7 +164,12 @@ def test_typed_parquet_columns_become_text(tmp_path):
         ("gone.csv", None, "gone.csv: no such file"),
         ("x.xlsx", b"PK", "cannot tell what kind of file"),
         ("x.csv", b"", "the file is empty"),
-        ("x.csv", "a,b\n1,2\n".encode("utf-16"), "row 1 is not UTF-8"),
+        (
+            "x.csv",
+            "a,b\n1,2\n".encode("utf-16"),
+            "row 1 is not UTF-8 text.*iconv -f UTF-16 -t UTF-8 x.csv > utf8-x.csv",
+        ),
+        ("x.csv.gz", gzip.compress(b"a,\xfcber\n1,2\n"), "gunzip -k x.csv.gz, then iconv -f CP1252 -t UTF-8 x.csv"),
         ("x.csv.gz", b"not gzip", "x.csv.gz: cannot be read"),
         ("x.parquet", b"not parquet", "x.parquet: cannot be read as Parquet"),
     ],
@@ -171,6 +179,21 @@ def test_what_cannot_be_opened_is_said(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         open_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_reading_is_counted_in_rows(tmp_path, monkeypatch, capsys, kind):
+    """As it goes on, and where nobody watches a line a minute, here one a batch."""
+    monkeypatch.setattr(console, "LINE_EVERY", 0)
+    monkeypatch.setattr("seqrec_prompt.data.readers._BLOCK_BYTES", 1 << 12)
+    n, path = 200_000, tmp_path / f"x.{kind}"
+    table = pa.table({"a": [str(i) for i in range(n)]})
+    pacsv.write_csv(table, path) if kind == "csv" else pq.write_table(table, path)
+    open_source(str(path)).read(["a"])
+    counts = [int(c.replace(",", "")) for c in re.findall(rf"read x\.{kind}: ([\d,]+) rows, ", capsys.readouterr().err)]
+    assert len(counts) > 1
+    assert counts == sorted(counts)
+    assert counts[-1] == n
 
 
 def test_a_repeated_column_name_is_an_error_only_when_it_is_read(tmp_path):

@@ -1,5 +1,7 @@
 """`encode` with an embedder that only counts words: order, blocks, what a stopped run keeps, cuts and refusals."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,7 +50,7 @@ def journal_of(tmp_path):
 
 def run(embedder, journal, batch_tokens=20):
     try:
-        return encode(embedder, TEXTS, embedder.lengths(TEXTS), CATALOG, journal, batch_tokens)
+        return encode(embedder, TEXTS, embedder.lengths(TEXTS), CATALOG, journal, batch_tokens)[0]
     finally:
         journal.close()
 
@@ -98,6 +100,18 @@ def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(journal_of, tmp_pat
     assert np.array_equal(run(goes_on, journal), WANTED)
     assert not {TEXTS[i] for i in kept} & {text for batch in goes_on.batches for text in batch}
     assert f"going on: {len(kept)}/{len(set(TEXTS))} texts are done" in capsys.readouterr().out
+
+
+def test_the_seconds_are_those_of_the_whole_run(journal_of, monkeypatch):
+    """By a clock that goes on by 1 whenever it is read, a batch takes 1."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr("seqrec_prompt.embeddings.encode.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(KeyboardInterrupt):
+        run(Words(stop_after=3), journal_of())
+    goes_on, journal = Words(), journal_of()
+    _, seconds = encode(goes_on, TEXTS, goes_on.lengths(TEXTS), CATALOG, journal, 20)
+    assert len(goes_on.batches) > 1
+    assert seconds == 3 + len(goes_on.batches)
 
 
 def test_no_digit_is_lost_on_the_way_through_the_journal(journal_of, monkeypatch):

@@ -193,8 +193,12 @@ def test_durations_are_read_at_a_glance(seconds, text):
 
 
 def test_validate_ends_with_findings_and_an_estimate(tiny_model, dataset_dir, capsys):
-    report = validate(ValidateConfig(data=dataset_dir, model=str(tiny_model), context=1024, k=31))
+    found = validate(ValidateConfig(data=dataset_dir, model=str(tiny_model), context=1024, k=31))
+    report = found["text"]
     end = report[report.index("findings (! asks for a change):") :]
     assert "! lists of 31 cannot be filled: the catalog has 30 items\n    → recommend with --k 30" in end
     assert "one pass over" in end
     assert capsys.readouterr().out.endswith(end + "\n")
+    for finding in found["findings"]:
+        assert f" {finding['what']}" in end
+    assert [one["advice"] for one in found["findings"] if "of 31 cannot" in one["what"]] == ["recommend with --k 30"]

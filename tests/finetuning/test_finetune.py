@@ -270,6 +270,17 @@ def test_the_latest_sessions_alone_are_trained_on(config_of, dataset_dir, tmp_pa
     assert capsys.readouterr().out.startswith("7 training examples from 7 sessions")
 
 
+def test_sessions_of_one_item_are_none_of_the_latest(config_of, dataset_dir, tmp_path, capsys):
+    data, timed = Dataset.load(dataset_dir), tmp_path / "timed"
+    lists = [[1, 2], [3, 4], [5], [6, 7, 8], [9], [10]]  # in the order of time
+    train = Sessions.build([f"s{i}" for i in range(len(lists))], lists)
+    train = replace(train, times=np.arange(len(train.items), dtype=float))
+    timed.mkdir()
+    replace(data, split=replace(data.split, train=train)).save(timed)
+    finetune(config_of(data=timed, latest=2, objective="last_item"))
+    assert capsys.readouterr().out.startswith("2 training examples from 2 sessions")
+
+
 def test_a_context_too_short_for_two_titles_is_said(config_of):
     # One title of the catalog takes some three hundred tokens.
     with pytest.raises(SeqrecError, match=r"context of 64 tokens.*--context"):

@@ -16,7 +16,7 @@ from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
 def report_of(tiny_model, dataset_dir):
     def build(**changes):
         settings = {"data": dataset_dir, "model": str(tiny_model), "context": 1024}
-        return validate(ValidateConfig(**settings | changes))
+        return validate(ValidateConfig(**settings | changes))["text"]
 
     return build
 

@@ -75,7 +75,7 @@ def test_validate_shows_three_examples_and_their_sizes(tiny_model, dataset_dir, 
     template = TemplateConfig(name=name, clusters=4)
     report = validate(
         ValidateConfig(data=dataset_dir, model=str(tiny_model), context=1500, template=template, **needed)
-    )
+    )["text"]
     assert [report.count(f"--- {size} prompt: session train-") for size in ("shortest", "median", "longest")] == [1] * 3
     assert report.count(template.question) == 3
     assert report.count(template.choices) == (3 if name == "Rank" else 0)

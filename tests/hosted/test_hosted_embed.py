@@ -54,7 +54,10 @@ def test_a_stopped_run_quotes_and_pays_for_the_rest_only(config_of, fake, catalo
     out = embed(config)
     whole = sum(map(count, dict.fromkeys(catalog.texts())))
     assert fake.bill["tiny-chat", "input"] == whole
-    assert peek_manifest(out)["facts"]["quotes"][0]["tokens"]["input"] == whole - paid
+    facts = peek_manifest(out)["facts"]
+    assert [quote["tokens"]["input"] for quote in facts["quotes"]] == [whole, whole - paid]
+    assert facts["billed_tokens"] == whole  # of both parts, as the service has it
+    assert facts["cost"] == pytest.approx(whole * 2 / 1e6)
     vectors = EmbeddingTable.load(out, catalog).vectors
     assert vectors == pytest.approx(np.array([vector_of(text, 6) for text in catalog.texts()]), abs=1e-6)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from seqrec_prompt.artifacts import manifest, write_json
 from seqrec_prompt.cli import main, run
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.errors import ConfigError, CostError, DataError
@@ -17,6 +18,7 @@ from seqrec_prompt.finetuning.setup import build_trainer
 from seqrec_prompt.planning.devices import SHIPPED, Devices, device_of
 from seqrec_prompt.planning.plan import ITEM_TOKENS, ROUNDS, PlanConfig, _counted, plan
 from seqrec_prompt.planning.work import padded_tokens, work_of
+from seqrec_prompt.prompting.templates import TemplateConfig
 
 DEVICE = {
     name: {"value": value, "from": "assumed"}
@@ -70,12 +72,54 @@ def test_a_plan_for_a_device_is_the_formula_worked_by_hand(config_of, tiny_model
     assert found["finetune"]["dollars"] == pytest.approx(found["finetune"]["seconds"] / 1000)
     prompt = int(re.search(r"prompts of (\d+) tokens", told)[1])
     computing = 2 * shape.parameters * 9 * (prompt + ITEM_TOKENS * 20) / (1e9 * 0.25)
-    reading = 2 * (1 + ROUNDS) * shape.parameters * 2 / 1e8  # two batches; half precision on another device
+    reading = 2 * (1 + ROUNDS) * shape.parameters * 4 / 1e8  # two batches of weights in float32
     assert found["recommend"]["seconds"] == pytest.approx(computing + reading, rel=0.01)
     assert int(examples) > 0
     assert "5e-01 (assumed)" in told or "0.5 (assumed)" in told
-    assert told.splitlines()[-1].startswith("rough: ")
+    assert told.splitlines()[-2].startswith("rough: ")
+    assert told.splitlines()[-1].startswith("in float32 it takes longer")
     assert "Python and its libraries" not in told  # those of that device are not known
+
+
+def test_weights_on_another_device_are_of_the_type_that_is_asked_for(config_of, tiny_model):
+    plans = {dtype: plan(config_of(dtype=dtype)) for dtype in ("float32", "bfloat16", "auto")}
+    weights = Shape.of(str(tiny_model)).parameters
+    for stage in ("finetune", "recommend"):
+        whole, half = plans["float32"][stage]["bytes"], plans["bfloat16"][stage]["bytes"]
+        assert half + 2 * weights <= whole <= 2 * half
+        assert plans["auto"][stage] == plans["bfloat16"][stage]
+
+
+def adapter_of(folder, template):
+    folder.mkdir()
+    settings = {"template": template.model_dump(), "model": "tiny"}
+    write_json(folder / "manifest.json", manifest("finetune", settings, {}))
+    return folder
+
+
+def test_an_adapters_own_template_is_what_is_counted(config_of, tmp_path, capsys):
+    template = TemplateConfig(layout="ask", instruction="Long " * 50, max_items=3)
+    asked = plan(config_of(template=template))
+    told = capsys.readouterr().out
+    adapter = adapter_of(tmp_path / "adapter", template)
+    assert plan(config_of(adapter=adapter)) == asked
+    assert capsys.readouterr().out == told
+    assert plan(config_of()) != asked
+    assert plan(config_of(adapter=adapter, template=template)) == asked
+    with pytest.raises(ConfigError, match="was trained with another template"):
+        plan(config_of(adapter=adapter, template=TemplateConfig()))
+    with pytest.raises(ConfigError, match=r"was trained with template Rank: Rank needs 'candidates'"):
+        plan(config_of(adapter=adapter_of(tmp_path / "rank", TemplateConfig(name="Rank"))))
+
+
+def test_a_probe_of_rank_orders_candidates(config_of, tmp_path, capsys):
+    rows = [f"train-{i},item-{j}\n" for i in range(20) for j in (4, 11, 15, 20)]
+    (tmp_path / "lists.csv").write_text("session_id,item_id\n" + "".join(rows))
+    rank = {"template": TemplateConfig(name="Rank"), "candidates": tmp_path / "lists.csv", "context": 1500}
+    probe = {"device": "this", "devices": None, "probe": True, "probe_steps": 1, "probe_sessions": 3, "max_steps": 10}
+    found = plan(config_of(**rank, **probe))
+    assert "measured: 3 sessions here" in capsys.readouterr().out
+    assert found["recommend"]["seconds"] > 0
 
 
 def test_shorter_lists_take_less(config_of):

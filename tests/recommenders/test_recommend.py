@@ -1,6 +1,7 @@
 """`recommend` end to end on the tiny model: the lists, what is resumed, repeated and refused."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.recommenders import recommend as verb
 from seqrec_prompt.recommenders.files import read_file_manifest
+from seqrec_prompt.recommenders.llm import prompt
 from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 
@@ -269,6 +271,34 @@ def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(config_of, tmp_path
     assert "going on: 5/12 sessions are done" in capsys.readouterr().out
     assert_same_rows(config.out, unbroken.out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped.parquet", "unbroken.parquet"]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_figures_are_those_of_the_whole_run(config_of, data, monkeypatch, stopped):
+    """Counted beside it, search by search; by a clock that goes on by 1 whenever it is read, a batch takes 1."""
+    config, batches, clock = config_of(batch_size=2), [], iter(range(10**6))
+    monkeypatch.setattr(verb, "WINDOW", 5)
+    monkeypatch.setattr(verb, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    real = prompt.search
+
+    def search(engine, trie, prompts, *args, **kwargs):
+        if stopped and len(batches) == 4:
+            raise KeyboardInterrupt
+        found = real(engine, trie, prompts, *args, **kwargs)
+        batches.append([sum(map(len, prompts)), found.counts.rounds.sum(), found.counts.tokens.sum()])
+        return found
+
+    monkeypatch.setattr(prompt, "search", search)
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            recommend(config)
+        stopped = False
+    recommend(config)
+    facts, n = read_file_manifest(config.out)["facts"], len(data.split.test)
+    assert len(batches) == 3 + 3 + 1  # windows of 5, 5 and 2
+    assert facts["seconds_a_session"] == pytest.approx(len(batches) / n)
+    told = [facts[name] for name in ("prompt_tokens", "rounds", "tree_tokens")]
+    assert told == pytest.approx(np.sum(batches, axis=0) / n)
 
 
 def test_a_finished_run_is_not_repeated_and_another_is_refused(config_of, capsys):

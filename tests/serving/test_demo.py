@@ -208,7 +208,7 @@ def test_it_fits_a_desk_and_a_phone(width, shown, tmp_path):
     press(shown, "clear")
     shown.until(f"{SESSION}.length === 0")
     press(shown, "example")
-    shown.until(f"{LISTED}.length === 3 && {LISTED}[0][1].length > 0")
+    shown.until(f"{SESSION}.length > 0 && {LISTED}.length === 3 && {LISTED}[0][1].length > 0")
     boxes = shown.evaluate(
         "[...document.querySelectorAll('.lists section')].map((one) => one.getBoundingClientRect().toJSON())"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 
@@ -21,13 +21,18 @@ from seqrec_prompt.recommenders.rules import Rules
 
 @dataclass
 class Effort:
-    """What decoding cost so far, summed over sessions."""
+    """What decoding cost so far, summed over sessions; seconds: as whoever runs it tells."""
 
     sessions: int = 0
     prompt_tokens: int = 0
     rounds: int = 0
     tree_tokens: int = 0
     outside: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Effort) -> Effort:
+        """Both together."""
+        return Effort(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def add(self, prompt_tokens: int, found: Found) -> None:
         """Count one batch."""
@@ -38,9 +43,10 @@ class Effort:
         self.outside += float(found.outside.sum())
 
     def means(self) -> dict[str, float]:
-        """Per session: tokens of the prompt, rounds and tokens after it, probability outside the catalog."""
+        """Per session: seconds, tokens of the prompt, rounds and tokens after it, probability outside the catalog."""
         n = max(self.sessions, 1)
         return {
+            "seconds_a_session": self.seconds / n,
             "prompt_tokens": self.prompt_tokens / n,
             "rounds": self.rounds / n,
             "tree_tokens": self.tree_tokens / n,
