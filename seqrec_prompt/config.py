@@ -114,6 +114,11 @@ def flags_of(cls: type[Config]) -> dict[str, str]:
     return found
 
 
+def defaults_of(cls: type[Config]) -> dict[str, Any]:
+    """Every setting of a config class under its dotted name, with its default."""
+    return {name: field.default for name, field in _walk(cls)}
+
+
 def as_yaml(config: Config, verb: str) -> str:
     """Write a configuration as the section `verb` of a YAML file that `load` reads back.
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from seqrec_prompt.config import Config, did_you_mean, flat, load
+from seqrec_prompt.config import Config, defaults_of, did_you_mean, flat, load
 from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.verbs import VERBS
 
@@ -36,8 +36,10 @@ class Step:
         """The same call as a command line."""
         words = ["seqrec-prompt", *self.verb.split()]
         words += [] if self.file is None else ["--config", str(self.file)]
+        defaults = defaults_of(type(self.config))
         for name, value in flat(self.settings).items():
-            words += _words(name.replace("_", "-"), value)
+            if value is not None or defaults.get(name) is not None:
+                words += _words(name.replace("_", "-"), "none" if value is None else value)
         return shlex.join(words)
 
     def run(self) -> Any:
@@ -60,4 +62,4 @@ def _words(name: str, value: Any) -> list[str]:
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, list | tuple):
         return [f"--{name}", *map(str, value)]
-    return [] if value is None else [f"--{name}", str(value)]
+    return [f"--{name}", str(value)]

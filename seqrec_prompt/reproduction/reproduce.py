@@ -35,7 +35,7 @@ class ReproduceConfig(Config):
     embeddings: tuple[str, ...] = Field(
         (), description="NAME=DIR: embeddings that 'embed' made already, in place of the plan's of that name"
     )
-    epochs: int | None = Field(None, ge=1, description="of the sequential models at most; unset: the plan's")
+    epochs: int | None = Field(None, ge=1, description="of all sequential models at most; unset: the plan's")
     max_steps: int | None = Field(None, ge=1, description="training steps of the LLM at most; unset: the plan's")
     max_sessions: int | None = Field(None, ge=1, description="only so many test sessions, for all rows; unset: all")
     model: str | None = Field(None, description="LLM of LLMSeqPrompt and of embeddings; unset: the plan's")
@@ -56,6 +56,8 @@ class ReproduceConfig(Config):
 
         plan = load_plan(self.plan)
         chosen = {name: value for name in FLAGS if (value := getattr(self, name)) is not None}
+        if self.epochs is not None:
+            chosen |= {name: self.epochs for name in plan.settings if name.endswith("_epochs")}
         given = {name: Path(place) for name, _, place in (one.partition("=") for one in self.embeddings)}
         return expand(plan, self.data, self.out, tuple(dict.fromkeys(self.seeds or plan.seeds)), chosen, given)
 

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from seqrec_prompt.config import parse
 from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.evaluation.metrics import METRICS
+from seqrec_prompt.recommenders.fit import FitConfig
 from seqrec_prompt.reproduction.plans import PAPERS, PLANS, expand, load_paper, load_plan
+from seqrec_prompt.reproduction.reproduce import ReproduceConfig
 
 SHIPPED = sorted(file.stem for file in PLANS.glob("*.yaml"))
 PLAN = {
@@ -115,6 +118,22 @@ def test_names_keep_the_type_of_their_value(tmp_path):
         "seqrec-prompt fit --data out/seed-1/data --out out/seed-1/GRU4Rec --recommender gru4rec "
         "--sequential.epochs 7 --sequential.seed 1"
     )
+
+
+def test_none_is_written_where_the_default_is_another(tmp_path):
+    sequential = {"recommender": "gru4rec", "sequential": {"patience": None, "clip_norm": None}}
+    plan = plan_of(tmp_path, rows={"GRU4Rec": [{"fit": sequential}, {"recommend": {}}]})
+    step = expanded(plan).needed(["GRU4Rec"])[1].step
+    assert step.command.endswith(" --recommender gru4rec --sequential.patience none")
+    words = step.command.split()[2:]
+    assert parse(FitConfig, words, verb="fit") == step.config
+
+
+def test_epochs_are_those_of_all_sequential_models(tmp_path):
+    settings = {"data": tmp_path, "out": tmp_path / "out", "epochs": 3}
+    stages = ReproduceConfig(plan="recsys23-beauty", **settings).expanded().stages
+    fits = [stage.step.config for stage in stages if stage.step.verb == "fit"]
+    assert {fit.sequential.epochs for fit in fits if "sequential" in fit.used()} == {3}
 
 
 def test_a_plan_may_begin_with_a_shipped_one(tmp_path):
