@@ -12,12 +12,13 @@ import numpy as np
 from _measure import commit
 from on_vllm_sessions import Bench, K, as_asked, clock
 
-from seqrec_prompt.artifacts import Journal, manifest
+from seqrec_prompt.artifacts import manifest
 from seqrec_prompt.decoding.search import Found, Scoring
 from seqrec_prompt.engines.embedder import CausalEmbedder
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 from seqrec_prompt.engines.models import adapter_hash, model_hash
 from seqrec_prompt.engines.vllm import VLLMEmbedder, VLLMEngine
+from seqrec_prompt.journal import Journal
 
 BATCH = 16  # sessions decoded together; a stopped run loses no more
 SCORINGS: tuple[Scoring, ...] = ("renormalised", "joint")
