@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -71,8 +72,15 @@ def device_of(name: str, file: Path | None, hidden: int, *, half: bool) -> Devic
     return known[name]
 
 
-def _this(hidden: int, *, half: bool) -> Device:
+@cache
+def _resident() -> int:
+    """Bytes of memory that this process holds; asked once, so that training and recommending count the same."""
     import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _this(hidden: int, *, half: bool) -> Device:
     import torch
 
     from seqrec_prompt.finetuning.estimate import bytes_a_second, free_bytes, operations_a_second
@@ -81,7 +89,7 @@ def _this(hidden: int, *, half: bool) -> Device:
         return Constant(value=value, origin="measured")
 
     # A model on a GPU does not share its memory with them.
-    libraries = 0 if torch.cuda.is_available() else int(psutil.Process().memory_info().rss)
+    libraries = 0 if torch.cuda.is_available() else _resident()
     return Device(
         libraries=libraries,
         operations=measured(operations_a_second(hidden, half=half)),
