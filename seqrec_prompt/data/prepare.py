@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from seqrec_prompt.data.sessions import Holdout, Sessions, Split
     from seqrec_prompt.data.tables import Source
 
-STEPS = ("read", "filtered", "split", "written")  # as progress tells them
+STEPS = ("opened", "read", "filtered", "split", "written")  # as progress tells them
 _FILES = ("interactions", "items", "sessions")
 
 
@@ -97,18 +97,20 @@ def prepare(config: PrepareConfig) -> Dataset:
     named = {name: place for name, place in places.items() if place is not None}
     _refuse_unsafe_out(config.out, named)
     sources = _open_all(named)
-    inputs = {name: source.digest() for name, source in sources.items()}
-    found = peek_manifest(config.out)
-    if is_done(config.out, found, manifest("prepare", config.resolved(), inputs), overwrite=config.overwrite):
-        dataset = Dataset.load(config.out)
-        print(f"{config.out}: already prepared.\n{summary(dataset.manifest)}")
-        return dataset
-    with progress(len(STEPS), "prepare", "steps") as bar, spilling(config.out.resolve().parent):
-        dataset = _make(config, sources, inputs, bar)
-        with staged_directory(config.out) as staged:
-            dataset.save(staged)
-        bar.update(note=STEPS[-1])
-    print(f"{config.out}: prepared.\n{summary(dataset.manifest)}")
+    with progress(len(STEPS), "prepare", "steps") as bar:
+        inputs = {name: source.digest() for name, source in sources.items()}
+        bar.update(note=STEPS[0])
+        wanted = manifest("prepare", config.resolved(), inputs)
+        already = is_done(config.out, peek_manifest(config.out), wanted, overwrite=config.overwrite)
+        if already:
+            dataset = Dataset.load(config.out)
+        else:
+            with spilling(config.out.resolve().parent):
+                dataset = _make(config, sources, inputs, bar)
+                with staged_directory(config.out) as staged:
+                    dataset.save(staged)
+            bar.update(note=STEPS[-1])
+    print(f"{config.out}: {'already ' if already else ''}prepared.\n{summary(dataset.manifest)}")
     return dataset
 
 
@@ -137,7 +139,7 @@ def _make(config: PrepareConfig, sources: dict[str, Source], inputs: dict[str, s
         time_unit=config.time_unit,
         on_bad=config.on_bad,
     )
-    bar.update(note=STEPS[0])
+    bar.update(note=STEPS[1])
     catalog, sessions, labels = log.catalog, log.sessions, log.labels
     told = {"dropped": log.dropped, "notes": log.notes}
     read = len(sessions), len(sessions.items), len(catalog)
@@ -152,10 +154,10 @@ def _make(config: PrepareConfig, sources: dict[str, Source], inputs: dict[str, s
     if config.title_case == "sentence":
         catalog = replace(catalog, titles=[sentence_case(title) for title in catalog.titles])
     n_sessions, n_interactions = len(sessions), len(sessions.items)
-    bar.update(note=STEPS[1])
+    bar.update(note=STEPS[2])
     split, left_out = _split(config, sessions, labels)
     del sessions
-    bar.update(note=STEPS[2])
+    bar.update(note=STEPS[3])
     settings = config.resolved()
     # What the data is, wherever its files lie and wherever it is written to.
     identity = {k: v for k, v in settings.items() if k not in (*_FILES, "out", "overwrite")}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import groupby
+from functools import partial
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from seqrec_prompt.data.sessions import Sessions
     from seqrec_prompt.prompting.templates import TemplateConfig
     from seqrec_prompt.recommenders.base import Recommendations
+    from seqrec_prompt.recommenders.fitted import Kept
 
 FILTERS = ("deny", "allow", "out_of_stock")
 WINDOW = 256  # sessions sorted by length, so that like ones are decoded together
-BLOCK = 1024  # sessions that a recommender without an LLM answers between two looks at the clock
+BLOCK = 4 * WINDOW  # sessions that a recommender without an LLM answers between two looks at the clock
+EVERY = 10.0  # seconds of its work that a kill may cost
 # Settings that mean something to every recommender; the others are the LLM's.
 SHARED = ("data", "out", "recommender", "part", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
 
@@ -73,22 +76,20 @@ def recommend(config: RecommendConfig) -> Path:
     all are done.
     """
     from seqrec_prompt.data.dataset import Dataset
-    from seqrec_prompt.recommenders import files
+    from seqrec_prompt.recommenders import files, fitted
 
     data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
+    sessions = _drawn(config, data)
+    fill: Callable[[Journal], tuple[list[Recommendations], dict[str, Any]]]
     if config.recommender is not None:
-        return _recommend_fitted(config, config.recommender, data)
-
-    from seqrec_prompt.engines.models import model_hash
-    from seqrec_prompt.prompting.cases import input_hashes
-    from seqrec_prompt.recommenders.llm.variants import check_variant, template_of
-
-    template, inputs = template_of(config, model_hash(config.model, config.revision))
-    inputs |= {"data": data.hash, "template": hash_json(template.resolved())}
-    inputs |= {name: hash_file(file) for name in FILTERS if (file := getattr(config, name)) and file.exists()}
-    inputs |= input_hashes(config.candidates, config.embeddings)
-    check_variant(config, template, config.candidates)
-    wanted = manifest("recommend", config.resolved(), inputs)
+        recommender, identity = fitted.load(config.recommender, data)
+        settings = {name: value for name, value in config.resolved().items() if name in SHARED}
+        wanted = manifest("recommend", settings, {"data": data.hash, "recommender": identity})
+        fill = partial(_answer, config, recommender, sessions)
+    else:
+        template, inputs = _llm(config)
+        fill = partial(_decode, config, data, template, sessions)
+        wanted = manifest("recommend", config.resolved(), inputs | {"data": data.hash})
     found = files.read_file_manifest(config.out)
     journal_file = config.out.with_name(config.out.name + ".journal")
     if is_done(config.out, found, wanted, overwrite=config.overwrite):
@@ -96,9 +97,11 @@ def recommend(config: RecommendConfig) -> Path:
         journal_file.unlink(missing_ok=True)
         return config.out
     journal = Journal(journal_file, wanted, overwrite=config.overwrite)
+    facts: dict[str, Any] = {"sessions": len(sessions), "part_sessions": len(data.split.cases(config.part))}
     try:
-        facts = _fill(journal, config, data, template)
-        files.write(config.out, _read(journal), data.catalog, wanted | {"facts": facts})
+        last, found_out = fill(journal)
+        facts |= found_out
+        files.write(config.out, chain(_read(journal), last), data.catalog, wanted | {"facts": facts})
     finally:
         journal.close(remove=not journal.count)  # with nothing done there is nothing to go on from
     journal.close(remove=True)
@@ -106,30 +109,18 @@ def recommend(config: RecommendConfig) -> Path:
     return config.out
 
 
-def _recommend_fitted(config: RecommendConfig, directory: Path, data: Dataset) -> Path:
-    import numpy as np
+def _llm(config: RecommendConfig) -> tuple[TemplateConfig, dict[str, str]]:
+    """The template, and hashes of what the lists are made from beside the data."""
+    from seqrec_prompt.engines.models import model_hash
+    from seqrec_prompt.prompting.cases import input_hashes
+    from seqrec_prompt.recommenders.llm.variants import check_variant, template_of
 
-    from seqrec_prompt.recommenders import files, fitted
-
-    recommender, identity = fitted.load(directory, data)
-    settings = {name: value for name, value in config.resolved().items() if name in SHARED}
-    wanted = manifest("recommend", settings, {"data": data.hash, "recommender": identity})
-    if is_done(config.out, files.read_file_manifest(config.out), wanted, overwrite=config.overwrite):
-        print(f"already recommended: {config.out}")
-        return config.out
-    sessions = _drawn(config, data)
-    started = time.monotonic()
-    with progress(len(sessions), "recommend", "sessions") as bar:
-        lists = []
-        for start in range(0, len(sessions), BLOCK):
-            part = sessions.take(np.arange(start, min(start + BLOCK, len(sessions))))
-            lists.append(recommender.recommend(part, config.k, exclude_seen=config.exclude_seen))
-            bar.update(len(part))
-    facts: dict[str, Any] = {"sessions": len(sessions), "part_sessions": len(data.split.cases(config.part))}
-    facts["seconds_a_session"] = (time.monotonic() - started) / max(len(sessions), 1)
-    files.write(config.out, lists, data.catalog, wanted | {"facts": facts})
-    print(_summary(config, facts))
-    return config.out
+    template, inputs = template_of(config, model_hash(config.model, config.revision))
+    inputs["template"] = hash_json(template.resolved())
+    inputs |= {name: hash_file(file) for name in FILTERS if (file := getattr(config, name)) and file.exists()}
+    inputs |= input_hashes(config.candidates, config.embeddings)
+    check_variant(config, template, config.candidates)
+    return template, inputs
 
 
 def _drawn(config: RecommendConfig, data: Dataset) -> Sessions:
@@ -143,8 +134,43 @@ def _drawn(config: RecommendConfig, data: Dataset) -> Sessions:
     return sessions.take(np.sort(drawn))
 
 
-def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: TemplateConfig) -> dict[str, Any]:
-    """Append to the journal what it still lacks; returns figures about the whole run."""
+def _answer(
+    config: RecommendConfig, recommender: Kept, sessions: Sessions, journal: Journal
+) -> tuple[list[Recommendations], dict[str, Any]]:
+    """Answer what the journal still lacks; returns the last lists, and how long a session took.
+
+    The journal gets what took longer than EVERY to make. The last lists are not written twice: a short run has no
+    others.
+    """
+    import numpy as np
+
+    done, seconds = 0, 0.0
+    for record in journal.records():
+        done += len(record["positions"])
+        seconds += record["effort"]["seconds"]
+    _tell(done, len(sessions))
+    lists: list[Recommendations] = []
+    with progress(len(sessions), "recommend", "sessions", done) as bar:
+        kept, started = done, time.monotonic()
+        for start in range(done, len(sessions), BLOCK):
+            end = min(start + BLOCK, len(sessions))
+            block = sessions.take(np.arange(start, end))
+            lists.append(recommender.recommend(block, config.k, exclude_seen=config.exclude_seen))
+            spent = time.monotonic() - started
+            if spent > EVERY and end < len(sessions):
+                starts = range(kept, end, BLOCK)
+                records = [_record(part, np.arange(at, at + len(part))) for part, at in zip(lists, starts, strict=True)]
+                journal.append(*(record | {"effort": {"seconds": spent / len(records)}} for record in records))
+                lists, kept, seconds, started = [], end, seconds + spent, time.monotonic()
+            bar.update(len(block))
+        seconds += time.monotonic() - started
+    return lists, {"seconds_a_session": seconds / max(len(sessions), 1)}
+
+
+def _decode(
+    config: RecommendConfig, data: Dataset, template: TemplateConfig, sessions: Sessions, journal: Journal
+) -> tuple[list[Recommendations], dict[str, Any]]:
+    """Append all that the journal still lacks, by the LLM; returns no lists, and figures about the whole run."""
     import numpy as np
 
     from seqrec_prompt.data.lists import Candidates
@@ -152,14 +178,11 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
     from seqrec_prompt.recommenders.llm.variants import build_recommender
     from seqrec_prompt.recommenders.rules import load_rules
 
-    sessions = _drawn(config, data)
     done, effort = np.zeros(len(sessions), np.bool_), Effort()
     for record in journal.records():
         done[record["positions"]] = True
         effort += Effort(**record["effort"])
-    n_done = int(done.sum())
-    if n_done:
-        print(f"going on: {n_done:,}/{len(sessions):,} sessions are done")
+    _tell(n_done := int(done.sum()), len(sessions))
     recommender = None
     with progress(len(sessions), "recommend", "sessions", n_done) as bar:
         for start in range(0, len(sessions), WINDOW):
@@ -181,8 +204,12 @@ def _fill(journal: Journal, config: RecommendConfig, data: Dataset, template: Te
                 journal.append(_record(batch, left[: len(batch)]) | {"effort": asdict(spent)})
                 left = left[len(batch) :]
                 bar.update(len(batch))
-    facts: dict[str, Any] = {"sessions": len(sessions), "part_sessions": len(data.split.cases(config.part))}
-    return facts | effort.means()
+    return [], effort.means()
+
+
+def _tell(done: int, total: int) -> None:
+    if done:
+        print(f"going on: {done:,}/{total:,} sessions are done")
 
 
 def _record(lists: Recommendations, positions: Any) -> dict[str, Any]:
@@ -197,7 +224,8 @@ def _record(lists: Recommendations, positions: Any) -> dict[str, Any]:
         "scores": [part.tolist() for part in scores],
         "certified": lists.certified.tolist(),
         "gap": lists.gap.tolist(),
-        "outside": [] if lists.outside is None else lists.outside.tolist(),
+        "outside": None if lists.outside is None else lists.outside.tolist(),
+        "provenance": lists.provenance if isinstance(lists.provenance, str) else lists.provenance.tolist(),
     }
 
 
@@ -228,8 +256,8 @@ def _lists(record: dict[str, Any]) -> Recommendations:
         np.array([score for scores in record["scores"] for score in scores], np.float64),
         np.array(record["certified"], np.bool_),
         np.array(record["gap"], np.float64),
-        "constrained",
-        np.array(record["outside"], np.float64),
+        found if isinstance(found := record["provenance"], str) else np.array(found, dtype=object),
+        None if record["outside"] is None else np.array(record["outside"], np.float64),
     )
 
 

@@ -59,6 +59,40 @@ def fit_argv(dataset_dir):
 
 
 @pytest.fixture(scope="session")
+def prepare_argv(tmp_path_factory):
+    log = tmp_path_factory.mktemp("raw") / "log.csv"
+    log.write_text("\n".join(["session_id,item_id,t", *(f"s{i // 4},i{i % 90},{i}" for i in range(2000))]) + "\n")
+
+    def build(out, *more):
+        return ["prepare", "--interactions", log, "--time-column", "t", "--out", out, *more]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def answer_argv(server, fit_argv, dataset_dir, tmp_path_factory):
+    """Arguments of `recommend` without an LLM."""
+    fitted = tmp_path_factory.mktemp("fitted") / "v-sknn"
+    assert server.run(fit_argv(fitted))[0] == 0
+
+    def build(out, *more):
+        return ["recommend", "--data", dataset_dir, "--recommender", fitted, "--k", 5, "--out", out, *more]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def evaluate_argv(server, answer_argv, dataset_dir, tmp_path_factory):
+    lists = tmp_path_factory.mktemp("lists") / "recs.parquet"
+    assert server.run(answer_argv(lists))[0] == 0
+
+    def build(out, *more):
+        return ["evaluate", "--data", dataset_dir, "--recommendations", lists, "--out", out, *more]
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def sequential_argv(dataset_dir, points):
     """Short epochs of a small GRU4Rec, more than so many kills let pass."""
     settings = ["--sequential.dim", 8, "--sequential.epochs", 20 * points, "--sequential.patience", "none"]

@@ -8,36 +8,28 @@ from test_kills import content_of
 
 from seqrec_prompt.artifacts import hash_file
 
-VERBS = ("recommend", "embed", "fit", "evaluate", "prepare")
+OTHER = {  # settings that change the output
+    "recommend": ["--exclude-seen"],
+    "embed": ["--pooling", "last"],
+    "fit": ["--neighbors.k-neighbors", 7],
+    "evaluate": ["--cutoffs", 3],
+    "prepare": ["--ties", "file"],
+}
 
 
-@pytest.fixture(scope="session")
-def argv_of(request, tmp_path_factory, server, recommend_argv, embed_argv, fit_argv, dataset_dir):
+@pytest.fixture
+def argv_of(request):
     """Verb → arguments, given `out` and whether other settings than before."""
-    folder = tmp_path_factory.mktemp("inputs")
-    rows = [f"s{i // 4},i{i % 90},{i}" for i in range(2000)]
-    (folder / "log.csv").write_text("\n".join(["session_id,item_id,t", *rows]) + "\n")
-    assert server.run(recommend_argv(folder / "recs.parquet"))[0] == 0
-    given = ["--data", dataset_dir, "--recommendations", folder / "recs.parquet"]
 
     def build(verb, out, other=False):
-        changed = ["--overwrite"] if other else []
-        if verb == "recommend":
-            return recommend_argv(out, *changed, *(["--exclude-seen"] if other else []))
-        if verb == "embed":
-            return embed_argv(out, *changed, *(["--pooling", "last"] if other else []))
-        if verb == "fit":
-            return fit_argv(out, *changed, *(["--neighbors.k-neighbors", 7] if other else []))
-        if verb == "evaluate":
-            return ["evaluate", *given, "--out", out, *changed, *(["--cutoffs", 3] if other else [])]
-        fixed = ["prepare", "--interactions", folder / "log.csv", "--time-column", "t", "--out", out]
-        return [*fixed, *changed, *(["--ties", "file"] if other else [])]
+        changed = ["--overwrite", *OTHER[verb]] if other else []
+        return request.getfixturevalue(f"{verb}_argv")(out, *changed)
 
     return build
 
 
 @pytest.mark.parametrize("fault", ["a file may not grow", "fsync fails"])
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", OTHER)
 def test_the_old_output_stays_whole(verb, fault, server, argv_of, tmp_path, outcome):
     out = tmp_path / "out"
     code, said = server.run(argv_of(verb, out))

@@ -44,8 +44,18 @@ def result_of(verb, path):
     return path / "best.yaml" if verb == "tune" else path
 
 
+def metrics_of(path):
+    """All but where it was written to."""
+    metrics = json.loads((path / "metrics.json").read_text())
+    del metrics["config"]["out"], metrics["config"]["overwrite"]
+    return metrics, (path / "segments.csv").read_text(), rows_of(path / "per_session.parquet")
+
+
 READERS = {
+    "prepare": lambda path: [rows_of(path / f"{name}.parquet") for name in ("catalog", "train", "test")],
     "recommend": rows_of,
+    "answer": rows_of,
+    "evaluate": metrics_of,
     "embed": arrays_of("embeddings.safetensors"),
     "fit": arrays_of("arrays.safetensors"),
     "tune": lambda path: (trials_of(path), (path / "best.yaml").read_text()),
@@ -90,8 +100,11 @@ def test_killed_at_random_points_it_ends_as_an_unbroken_run(verb, request, serve
     done = batches_of(count)
     again = sum(done) - (finished + 1) * (sum(batches) // 2)
     assert again <= killed * max(batches, default=0)  # at most one batch a kill
+    stage = "recommend without an LLM" if verb == "answer" else verb
     redone = f"; {again} of {sum(done)} {'sessions' if verb == 'recommend' else 'texts'} read again" if done else ""
-    outcome(verb, f"SIGKILL at {points} random points", f"{finished + 1} runs ended, each with the same result{redone}")
+    outcome(
+        stage, f"SIGKILL at {points} random points", f"{finished + 1} runs ended, each with the same result{redone}"
+    )
 
 
 def test_a_killed_training_of_a_sequential_model_ends_as_an_unbroken_one(

@@ -20,6 +20,7 @@ from seqrec_prompt.errors import ArtifactError
 from seqrec_prompt.recommenders import fitted
 from seqrec_prompt.recommenders.fit import FROM_EMBEDDINGS, HYBRIDS, FitConfig, fit
 from seqrec_prompt.recommenders.nearest.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
+from seqrec_prompt.recommenders.nearest.neighbors import VSKNN
 from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SimilarityConfig
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
@@ -269,3 +270,31 @@ def test_other_embeddings_in_the_same_place_are_noticed(dataset_dir, embeddings,
 def test_settings_of_another_recommender_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         FitConfig(data="d", out="o", **changes)
+
+
+def test_lists_that_took_long_are_kept_and_gone_on_from(data, dataset_dir, tmp_path, capsys, monkeypatch):
+    """Stopped after two blocks, in a session's own order: what is kept is not made again, and all is as unbroken."""
+    where = fit(FitConfig(data=dataset_dir, recommender="v-sknn", out=tmp_path / "fitted"))
+    whole, out = (RecommendConfig(data=dataset_dir, recommender=where, out=tmp_path / name) for name in ("a", "b"))
+    recommend(whole)
+    monkeypatch.setattr("seqrec_prompt.recommenders.recommend.BLOCK", 3)
+    monkeypatch.setattr("seqrec_prompt.recommenders.recommend.EVERY", 0.0)
+    answered, real = [], VSKNN.recommend
+
+    def until_third(self, sessions, k, *, exclude_seen):
+        answered.append(len(sessions))
+        if len(answered) == 3:
+            raise KeyboardInterrupt
+        return real(self, sessions, k, exclude_seen=exclude_seen)
+
+    monkeypatch.setattr(VSKNN, "recommend", until_third)
+    with pytest.raises(KeyboardInterrupt):
+        recommend(out)
+    assert not out.out.exists()
+    capsys.readouterr()
+    recommend(out)
+    n = len(data.split.test)
+    assert capsys.readouterr().out.startswith(f"going on: 6/{n} sessions are done\n")
+    assert sum(answered) - 3 == n  # the third block was begun twice
+    assert pq.read_table(out.out).equals(pq.read_table(whole.out))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "fitted"]
