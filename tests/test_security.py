@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from seqrec_prompt.engines.models import load_model, load_tokenizer, model_hash, torch_dtype, with_adapter
+from seqrec_prompt.engines.hardware import torch_dtype
+from seqrec_prompt.engines.models import load_model, load_tokenizer, model_hash, with_adapter
 from seqrec_prompt.errors import ModelError
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from seqrec_prompt.embeddings.table import VectorArray
-from seqrec_prompt.engines.models import Dtype, device, load_model, load_tokenizer, resolve, torch_dtype, with_adapter
+from seqrec_prompt.engines.hardware import Dtype, device, torch_dtype
+from seqrec_prompt.engines.models import load_model, load_tokenizer, resolve, with_adapter
 from seqrec_prompt.errors import MissingExtraError, ModelError
 from seqrec_prompt.ragged import LongArray
 

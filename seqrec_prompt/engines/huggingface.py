@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from seqrec_prompt.engines import packed
-from seqrec_prompt.engines.models import Dtype, device, load_model, load_tokenizer, torch_dtype, with_adapter
+from seqrec_prompt.engines.hardware import Dtype, device, torch_dtype
+from seqrec_prompt.engines.models import load_model, load_tokenizer, with_adapter
 from seqrec_prompt.errors import ModelError
 from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of, places, ranges
 

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -20,7 +20,6 @@ from seqrec_prompt.artifacts import hash_file, read_manifest
 from seqrec_prompt.engines import smollm2
 from seqrec_prompt.errors import MissingExtraError, ModelError
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 transformers_logging.disable_progress_bar()  # loading takes a second; the bar that counts is the caller's
 # TRL still sets this option by its old name, whatever this package does.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -78,22 +77,6 @@ def load_model(model: str, dtype: torch.dtype, revision: str | None = None, *, f
         )
     except (OSError, ValueError) as error:
         raise ModelError(_cannot_load("model", model, error)) from None
-
-
-def torch_dtype(dtype: Dtype, *, training: bool = False) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU, where results should not depend on the machine.
-
-    For the frozen weights under an adapter in training it is bfloat16 also on a CPU that computes with it.
-    """
-    if dtype == "auto":
-        fast = device().type == "cuda" or (training and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        return torch.bfloat16 if fast else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
-
-
-def device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model_hash(model: str, revision: str | None = None) -> str:

@@ -19,7 +19,8 @@ from transformers import AutoConfig
 
 from seqrec_prompt.embeddings.table import VectorArray
 from seqrec_prompt.engines.embedder import Pooling, TokenisedTexts
-from seqrec_prompt.engines.models import Dtype, device, load_tokenizer, resolve, torch_dtype
+from seqrec_prompt.engines.hardware import Dtype, device, torch_dtype
+from seqrec_prompt.engines.models import load_tokenizer, resolve
 from seqrec_prompt.engines.requests import MOST_IDS, FloatArray, Question, RequestEngine, answer_split
 from seqrec_prompt.errors import MissingExtraError, ModelError
 from seqrec_prompt.ragged import IntArray

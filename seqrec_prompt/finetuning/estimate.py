@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from seqrec_prompt.engines.models import device, resolve, torch_dtype
+from seqrec_prompt.engines.hardware import device, torch_dtype
+from seqrec_prompt.engines.models import resolve
 from seqrec_prompt.errors import ModelError
 from seqrec_prompt.finetuning.checks import Finding
 

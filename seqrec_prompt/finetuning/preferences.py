@@ -14,7 +14,8 @@ from trl import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from seqrec_prompt.decoding.trie import compile_trie
-from seqrec_prompt.engines.models import load_model, load_tokenizer, peft_model, torch_dtype
+from seqrec_prompt.engines.hardware import torch_dtype
+from seqrec_prompt.engines.models import load_model, load_tokenizer, peft_model
 from seqrec_prompt.finetuning.examples import windows
 from seqrec_prompt.finetuning.setup import judged_by, refuse_shards, training_arguments
 from seqrec_prompt.finetuning.trainers import PreferenceTrainer

@@ -13,7 +13,8 @@ from seqrec_prompt.data.lists import Candidates
 from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.data.splits import latest
 from seqrec_prompt.decoding.trie import compile_trie
-from seqrec_prompt.engines.models import device, load_model, load_tokenizer, torch_dtype
+from seqrec_prompt.engines.hardware import device, torch_dtype
+from seqrec_prompt.engines.models import load_model, load_tokenizer
 from seqrec_prompt.errors import ConfigError, DataError
 from seqrec_prompt.finetuning.examples import Collator, training_examples
 from seqrec_prompt.finetuning.packing import PackingCollator, refuse_mixing

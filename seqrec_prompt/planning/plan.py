@@ -138,7 +138,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     hosted model without a price.
     """
     from seqrec_prompt.data.dataset import Dataset
-    from seqrec_prompt.engines.models import torch_dtype
+    from seqrec_prompt.engines.hardware import torch_dtype
     from seqrec_prompt.finetuning.estimate import Shape, duration, free_bytes
     from seqrec_prompt.planning.devices import device_of
     from seqrec_prompt.planning.hosted import quotes

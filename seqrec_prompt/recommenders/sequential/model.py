@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from seqrec_prompt.data.sessions import Sessions
+from seqrec_prompt.engines.hardware import computes_bfloat16
 from seqrec_prompt.ragged import IntArray
 from seqrec_prompt.recommenders.base import FloatArray
 from seqrec_prompt.recommenders.nearest.topk import first
@@ -70,9 +71,10 @@ class SequentialModel(nn.Module):
     ) -> torch.Tensor:
         """Loss summed over the places `asked`, in nats; see `Batch` for the arguments."""
         config, matrix = self.config, self.items()
-        narrow = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        half = config.precision == "bfloat16" and computes_bfloat16(inputs.device)
+        narrow = torch.bfloat16 if half else torch.float32
         on_gpu = inputs.device.type != "cpu"
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=on_gpu and narrow == torch.bfloat16):
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=on_gpu and half):
             states = self.states(matrix, inputs, lengths)
         hidden = states.reshape(-1, config.dim)[asked].float()
         matrix, hidden = self.scored(matrix), self.scored(hidden)

@@ -85,7 +85,9 @@ class SequentialConfig(Config):
     )
     exclude_seen: bool = Field(True, description="leave a session's own items out of the validation lists")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the matrix products while training: on a CPU those of the full softmax alone"
+        "float32",
+        description="of the matrix products while training: on a CPU those of the full softmax alone, and in float32 "
+        "where it has no instructions for bfloat16",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="start of the weights, order, dropout, masks and negatives")
 

@@ -163,3 +163,15 @@ def test_a_checkpoint_is_one_file_of_plain_tensors(tmp_path):
     with safe_open(one.path, framework="pt") as file:
         assert {name.split(".")[0] for name in file.keys()} == {"model", "best", "optimizer"}  # noqa: SIM118
         assert len(json.loads(file.metadata()["history"])) == 3
+
+
+def test_half_precision_is_left_out_where_it_is_slow(monkeypatch):
+    half, single = (SMALL.model_copy(update={"precision": name}) for name in ("bfloat16", "float32"))
+
+    def fitted(config, fast):
+        monkeypatch.setattr("seqrec_prompt.recommenders.sequential.model.computes_bfloat16", lambda where: fast)
+        return SASRec.fit(TRAIN, CATALOG, config)
+
+    whole = fitted(single, True)
+    assert equal(fitted(half, False), whole)
+    assert not equal(fitted(half, True), whole)
