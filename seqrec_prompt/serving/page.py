@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.ragged import IntArray
 from seqrec_prompt.recommenders.base import Recommendations
 from seqrec_prompt.serving.ready import Question, Ready
 from seqrec_prompt.serving.why import Nearness
@@ -93,14 +94,17 @@ class Lists:
             proof = "<b>not certified</b>"
         rows = []
         for item, score, how in zip(found.items.tolist(), found.scores.tolist(), found.provenances, strict=True):
-            near = [
-                f"{escape(self.titles[other])} ({cosine:.2f})"
-                for other, cosine in self.nearness.nearest(item, question.session)
-            ]
-            why = f"near {'; '.join(near)}" if near else "near nothing else in the session"
-            why = f"in the session; {why}" if item in question.session else why
-            rows.append(f"<li>{escape(self.titles[item])}<small>{score:.3f}, {escape(str(how))}; {why}</small></li>")
+            told = "; ".join([f"{score:.3f}, {escape(str(how))}", *self._why(item, question.session)])
+            rows.append(f"<li>{escape(self.titles[item])}<small>{told}</small></li>")
         return f'<p class="proof">{proof}</p><ol>{"".join(rows)}</ol>'
+
+    def _why(self, item: int, session: IntArray) -> list[str]:
+        """How the item stands to the session; an empty one has no part in it."""
+        if not len(session):
+            return []
+        found = self.nearness.nearest(item, session)
+        near = "; ".join(f"{escape(self.titles[other])} ({cosine:.2f})" for other, cosine in found)
+        return ["in the session"] * (item in session) + [f"near {near}" if near else "near nothing else in the session"]
 
 
 def build_page(ready: Mapping[str, Ready], data: Dataset, vectors: npt.NDArray[np.float32] | None = None) -> Any:

@@ -15,6 +15,7 @@ from seqrec_prompt.artifacts import hash_json, manifest
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Holdout, Sessions, Split
+from seqrec_prompt.recommenders.base import Recommendations
 from seqrec_prompt.recommenders.fit import FitConfig, fit
 from seqrec_prompt.serving.demo import DemoConfig, demo
 from seqrec_prompt.serving.page import Lists, build_page
@@ -26,6 +27,16 @@ HOSTILE = [
     "${window.harmed=3} {{window.harmed=4}} </li></ol><b id=broken>",
     "[a](javascript:window.harmed=5) **bold** _x_",
 ]
+
+
+class FromNothing:
+    """Answers every session, also an empty one, with one item."""
+
+    def answer(self, questions):
+        one = np.array([4], np.int32)
+        return [Recommendations.build(np.array(["s"], object), [one], [np.array([2.0])]) for _ in questions]
+
+
 needs_browser = pytest.mark.skipif(
     BROWSER is None, reason=f"no browser is installed (looked for {', '.join(BROWSERS)})"
 )
@@ -237,6 +248,12 @@ def test_a_search_wants_every_word_and_shows_the_popular_first(data, config):
     found = [int(value) for _, value in lists.matches("cream")]
     assert len(found) == 12
     assert list(data.popularity[found]) == sorted(data.popularity[:20], reverse=True)[:12]
+
+
+def test_an_item_stands_to_no_session_that_is_empty(data):
+    lists = Lists({"one": FromNothing()}, data, Nearness(data.split.train, 23))
+    assert "<small>2.000, exact</small>" in lists.lists([], 3, exclude_seen=False)
+    assert "<small>2.000, exact; in the session; near " in lists.lists([4, 5], 3, exclude_seen=False)
 
 
 def test_nearness_is_the_cosine_of_sessions_or_of_vectors():
