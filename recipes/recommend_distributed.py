@@ -15,6 +15,7 @@ about a session several times, each time where the last answers lead, and proves
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -33,17 +34,17 @@ from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.engines.models import model_hash
-from seqrec_prompt.errors import DataError, MissingExtraError, SeqrecError
+from seqrec_prompt.errors import ConfigError, DataError, MissingExtraError, SeqrecError
 from seqrec_prompt.locks import lock
 from seqrec_prompt.ragged import offsets_of
 from seqrec_prompt.recommenders import files
 from seqrec_prompt.recommenders.base import Recommendations
-from seqrec_prompt.recommenders.llm.settings import LLMConfig
+from seqrec_prompt.recommenders.llm.settings import PASSING, LLMConfig
 from seqrec_prompt.recommenders.llm.variants import build_recommender, check_variant, template_of
 
 NAME = "recommend_distributed"
 COLUMNS = ("session_id", "item_ids")
-PASSING = ("sessions", "out", "workers", "gpus", "overwrite")  # settings that change no list
+OWN = ("sessions", "out", "workers", "gpus", "overwrite")  # settings that change no list, beside those of any LLM
 
 
 class DistributedConfig(LLMConfig):
@@ -53,14 +54,19 @@ class DistributedConfig(LLMConfig):
     sessions: Path = Field(description="folder of Parquet files with columns session_id and item_ids")
     out: Path = Field(description="folder for a Parquet file of lists beside each")
     workers: int = Field(1, ge=1, description="engines at work together")
-    gpus: float = Field(0, ge=0, description="GPUs of each: 1 with vllm, a fraction where several share one")
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs of each, a fraction where several share one; unset: 1 with vllm, else an even share of those "
+        "there are, and none where there are none",
+    )
     k: int = Field(20, ge=1, description="items a session")
     exclude_seen: bool = Field(False, description="leave out the items of the session itself")
     overwrite: bool = Field(False, description="make every file again")
 
     @model_validator(mode="after")
     def _vllm_shares_no_gpu(self) -> DistributedConfig:
-        if self.engine == "vllm" and self.gpus not in (0, 1):
+        if self.engine == "vllm" and self.gpus not in (None, 0, 1):
             raise ValueError(
                 f"'gpus' {self.gpus:g}: vLLM takes one GPU whole, and nearly all of its memory. Give --gpus 1, or "
                 "--engine transformers, of which several workers share a GPU"
@@ -80,25 +86,37 @@ class Worker:
     """One engine: recommends for all sessions of a file, and writes theirs."""
 
     def __init__(self, llm: dict[str, Any], data: Path, k: int, exclude_seen: bool) -> None:
-        config = LLMConfig(**llm)
-        template, _ = template_of(config, model_hash(config.model, config.revision))
-        self.data, self.k, self.exclude_seen = Dataset.load(data), k, exclude_seen
-        self.recommender = build_recommender(config, self.data, template)
+        self.k, self.exclude_seen, self.problem = k, exclude_seen, ""
+        try:
+            config = LLMConfig(**llm)
+            template, _ = template_of(config, model_hash(config.model, config.revision))
+            self.data = Dataset.load(data)
+            self.recommender = build_recommender(config, self.data, template)
+        except SeqrecError as error:  # told with the files: Ray makes a traceback of what is raised here
+            self.problem = str(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Row: in, out, made (the manifest's JSON); returns how many sessions it has, and what is wrong with it."""
-        started = time.monotonic()
+        if self.problem:
+            return {"sessions": 0, "problem": self.problem}
         try:
-            sessions = read_sessions(Path(row["in"]), self.data.catalog)
+            return {"sessions": self._make(row), "problem": ""}
         except DataError as error:  # the others are made all the same
             return {"sessions": 0, "problem": str(error)}
+        except SeqrecError as error:
+            return {"sessions": 0, "problem": f"{row['in']}: {error}"}
+
+    def _make(self, row: dict[str, Any]) -> int:
+        """Write the lists of a file; returns how many."""
+        started = time.monotonic()
+        sessions = read_sessions(Path(row["in"]), self.data.catalog)
         order = np.argsort(sessions.lengths, kind="stable")  # sessions of like length are decoded together
         lists = self.recommender.batches(sessions.take(order), self.k, exclude_seen=self.exclude_seen)
         found = [Recommendations.concatenate(list(lists)).take(np.argsort(order))] if len(sessions) else []
         seconds = time.monotonic() - started
         facts = {"sessions": len(sessions), "seconds_a_session": seconds / max(len(sessions), 1)}
         files.write(Path(row["out"]), found, self.data.catalog, json.loads(row["made"]) | {"facts": facts})
-        return {"sessions": len(sessions), "problem": ""}
+        return len(sessions)
 
 
 def read_sessions(file: Path, catalog: Catalog) -> Sessions:
@@ -122,11 +140,15 @@ def read_sessions(file: Path, catalog: Catalog) -> Sessions:
 def require_columns(file: Path) -> None:
     """Raise DataError for a file that is no Parquet or has not the columns of sessions."""
     try:
-        there = pq.read_schema(file).names
+        schema = pq.read_schema(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError([f"{file}: not a Parquet file ({error})"]) from None
+    there = schema.names
     if missing := [name for name in COLUMNS if name not in there]:
         raise DataError([f"{file}: no column '{name}' (it has: {', '.join(there)})" for name in missing])
+    kind = schema.field("item_ids").type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise DataError([f"{file}: column 'item_ids' holds {kind}; it must hold a list of item ids in each row"])
 
 
 def _first(mask: pa.Array) -> int:
@@ -138,7 +160,7 @@ def owed(config: DistributedConfig) -> list[dict[str, str]]:
     template, inputs = template_of(config, model_hash(config.model, config.revision))
     check_variant(config, template)
     inputs |= {"data": Dataset.load(config.data).hash, "template": hash_json(template.resolved())}
-    settings = {name: value for name, value in config.resolved().items() if name not in PASSING}
+    settings = {name: value for name, value in config.resolved().items() if name not in OWN + PASSING}
     rows = []
     for file in sorted(config.sessions.glob("*.parquet")):
         require_columns(file)
@@ -160,11 +182,12 @@ def main() -> int:
             rows = owed(config)
             print(f"files to make: {len(rows):,}")
             made = _made(config, rows) if rows else []
-        problems = [one["problem"] for one in made if one["problem"]]
-        sessions, n = sum(one["sessions"] for one in made), len(made) - len(problems)
+        problems = list(dict.fromkeys(one["problem"] for one in made if one["problem"]))
+        sessions, n = sum(one["sessions"] for one in made), sum(not one["problem"] for one in made)
         print(f"recommendations: {config.out}  ({sessions:,} sessions in {n:,} files)")
         if problems:
-            raise DataError(problems, "The other files are made; correct these, then run the same command again.")
+            hint = "The other files are made; correct this" if n else "No file was made; correct this"
+            raise DataError(problems, f"{hint}, then run the same command again.")
     except SeqrecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -177,13 +200,27 @@ def _made(config: DistributedConfig, rows: list[dict[str, str]]) -> list[dict[st
         import ray.data  # noqa: PLC0415
     except ImportError:
         raise MissingExtraError("Ray", 'pip install "seqrec_prompt[ray]"') from None
+    ray.init(ignore_reinit_error=True)
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         Worker,
         fn_constructor_kwargs=config.for_workers(),
         concurrency=min(config.workers, len(rows)),
-        num_gpus=config.gpus or None,
+        num_gpus=_gpus(config, ray.cluster_resources().get("GPU", 0)) or None,
     )
     return list(made.iter_rows())
+
+
+def _gpus(config: DistributedConfig, there: float) -> float:
+    """GPUs of a worker, where the cluster has so many. Raises ConfigError for more: Ray would wait for them."""
+    if config.gpus is None and config.engine == "vllm":
+        return float(there > 0)
+    if config.gpus is None:
+        return min(1.0, math.floor(1000 * there / config.workers) / 1000)
+    if config.gpus > there:
+        raise ConfigError(
+            f"'gpus' is {config.gpus:g}, and the cluster has {there:g}. Leave it out, or give RAY_ADDRESS of another."
+        )
+    return config.gpus
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def cache_directory() -> Path:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path in `path`'s folder; on success rename it to `path`, on failure remove it."""
+    path = path.resolve()  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(handle)
@@ -56,6 +57,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def staged_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success it replaces `path`, on failure it is removed."""
+    path = path.resolve()  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
@@ -76,11 +78,15 @@ def staged_directory(path: Path) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Put right what a killed process left beside `path`, whose lock the caller holds.
+    """Put right what a killed process left beside `path` and in it, whose lock the caller holds.
 
     What it replaced and did not get to replace comes back; what is half written goes.
     """
-    left = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}\.(partial|old)")  # as `tempfile` names them
+    random = r"[a-z0-9_]{8}"  # as `tempfile` names them
+    for file in path.iterdir() if path.is_dir() else ():
+        if re.fullmatch(rf"\..+\.{random}\.partial", file.name) and file.is_file():
+            file.unlink()
+    left = re.compile(re.escape(f".{path.name}.") + rf"{random}\.(partial|old)")
     for file in sorted(path.parent.iterdir()):
         if left.fullmatch(file.name):
             if file.suffix == ".old" and not path.exists():

@@ -65,6 +65,7 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
         from seqrec_prompt.config import parse
 
         entry = VERBS[verb]
+        _require_text(words)
         if entry.positional and words and not words[0].startswith("-"):
             words.insert(0, f"--{entry.positional}")
         module = importlib.import_module(entry.module)
@@ -98,6 +99,17 @@ def run(verb: str, argv: Sequence[str] | None = None) -> int:
             raise
         return _failed(verb, f"{verb}: {limit}", switches, EXIT_ERROR)
     return EXIT_OK
+
+
+def _require_text(words: Sequence[str]) -> None:
+    """Raise ConfigError for a name of a file that is no UTF-8: no manifest could tell it."""
+    from seqrec_prompt.errors import ConfigError
+
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{word!r} is no text in UTF-8. Rename the file, or set a locale of UTF-8.") from None
 
 
 def _dry_run(config: Config, verb: str, switches: Switches) -> int:

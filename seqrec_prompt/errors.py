@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class SeqrecError(Exception):
@@ -20,6 +21,11 @@ class DataError(SeqrecError):
         self.problems = list(problems)
         lines = self.problems if len(self.problems) == 1 else [f"{len(self.problems)} problems:", *self.problems]
         super().__init__("\n  ".join(lines) + (f"\n{hint}" if hint else ""))
+        self._made_of = list(problems), hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it comes whole from another process."""
+        return type(self), self._made_of
 
 
 class ArtifactError(SeqrecError):
@@ -39,6 +45,11 @@ class MissingExtraError(SeqrecError):
 
     def __init__(self, what: str, install: str) -> None:
         super().__init__(f"{what} is not installed. Install it with: {install}")
+        self._made_of = what, install
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it comes whole from another process."""
+        return type(self), self._made_of
 
 
 class StageError(SeqrecError):

@@ -42,7 +42,7 @@ class Journal:
     def append(self, *records: Any) -> None:
         """Write records and wait until they are on disk."""
         for record in records:
-            body = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
+            body = json.dumps(record, sort_keys=True).encode()
             self._stream.write(b"%08x %s\n" % (zlib.crc32(body), body))
         self._stream.flush()
         os.fsync(self._stream.fileno())

@@ -37,7 +37,8 @@ def locked(stage: Callable[[Settings], Result]) -> Callable[[Settings], Result]:
 
     @functools.wraps(stage)
     def holding(config: Settings) -> Result:
-        if int(os.environ.get("RANK", "0")):  # of the processes of one launch the first holds it for all
+        # Of the processes of one launch the first holds it for all.
+        if os.environ.get("RANK", "").strip() not in ("", "0"):
             return stage(config)
         with lock(config.out):
             return stage(config)
@@ -121,4 +122,4 @@ def _sign(descriptor: int) -> None:
         "command": " ".join(sys.argv)[:500],
     }
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(holder, ensure_ascii=False) + "\n").encode(), 0)
+    os.pwrite(descriptor, (json.dumps(holder) + "\n").encode(), 0)

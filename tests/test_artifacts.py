@@ -78,6 +78,21 @@ def test_a_staged_directory_replaces_the_old_one_as_a_whole(tmp_path):
     assert (names(path), names(path.parent)) == (["b"], ["folder"])
 
 
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "file").symlink_to("real.json")
+    with staged_directory(tmp_path / "link") as staged:
+        (staged / "a").write_text("a")
+    with atomic_file(tmp_path / "file") as partial:
+        partial.write_text("b")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").is_symlink()
+    assert names(tmp_path / "real") == ["a"]
+    assert (tmp_path / "real.json").read_text() == "b"
+    assert names(tmp_path) == ["file", "link", "real", "real.json"]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_staged_directory_keeps_the_old_one_when_the_block_raises(tmp_path, error):
     path = tmp_path / "folder"

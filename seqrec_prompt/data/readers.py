@@ -124,6 +124,10 @@ class DelimitedFile:
                 ),
             )
         except (pa.ArrowInvalid, OSError) as error:
+            if "straddling object" in str(error):  # of two blocks
+                size = f"{_BLOCK_BYTES >> 20} MB"
+                told = f"a row of more than {size}. Cut its longest cell, or close its quote."
+                raise DataError([f"{self.name}: {told}"]) from None
             raise DataError([f"{self.name}: cannot be read: {error}"]) from None
 
     def _read_header(self) -> list[str]:

@@ -173,7 +173,9 @@ def _answer(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
         for choice in body["choices"]:
             told = (choice.get("logprobs") or {}).get("content")
             logprob = sum(token["logprob"] for token in told) if told else None
-            choices.append([choice["message"]["content"] or "", logprob])
+            # Half of a character, which JSON may hold, no file of text can.
+            text = (choice["message"]["content"] or "").encode("utf-8", "replace").decode()
+            choices.append([text, logprob])
         usage = body.get("usage") or {}
         tokens = {"input": usage.get("prompt_tokens"), "output": usage.get("completion_tokens")}
     except (KeyError, TypeError, AttributeError):

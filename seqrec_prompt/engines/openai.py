@@ -82,8 +82,8 @@ class Service:
         self.url = config.base_url
         self.timeout = config.timeout
         self.pace = pace or Pace()
-        self._variable = config.key_variable
-        if self._variable not in os.environ and self.url == OPENAI:
+        self._variable = config.key_variable or "that --key-variable names"
+        if self.url == OPENAI and self._variable not in os.environ:
             raise ConfigError(
                 f"no key: the environment variable {self._variable} is not set. export {self._variable}=… (a key is "
                 "never a setting, so that it stands in no file)."
@@ -108,33 +108,35 @@ class Service:
 
     def download(self, file: str) -> bytes:
         """Read a file's bytes."""
-        return self.read(f"reading the file {file}", lambda: self._client.files.content(file).read())
+        content = self.read(f"reading the file {file}", lambda: self._client.files.content(file).read())
+        return content.replace(key, b"[key]") if len(key := str(self._client.api_key).encode()) > 4 else content
 
     # Fine-tuning jobs
 
     def create_job(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
         """Create a fine-tuning job that carries the run key; sent once."""
         send = self._client.fine_tuning.jobs.create
-        return _plain(self._once("creating the fine-tuning job", lambda: send(**body, metadata={KEY: key})))
+        return self._plain(self._once("creating the fine-tuning job", lambda: send(**body, metadata={KEY: key})))
 
     def find_job(self, key: str, file: str) -> dict[str, Any] | None:
         """The job of this run, if there is one: it carries the run key, or trains on the file uploaded for it."""
         jobs = self.read("listing the fine-tuning jobs", lambda: list(self._client.fine_tuning.jobs.list(limit=100)))
-        return _of_run(jobs, key, "training_file", file)
+        found = _of_run(jobs, key, "training_file", file)
+        return self._plain(found) if found else None
 
     def job(self, name: str) -> dict[str, Any]:
         """A job as it stands."""
-        return _plain(self.read(f"reading {name}", lambda: self._client.fine_tuning.jobs.retrieve(name)))
+        return self._plain(self.read(f"reading {name}", lambda: self._client.fine_tuning.jobs.retrieve(name)))
 
     def cancel_job(self, name: str) -> dict[str, Any]:
         """Cancel a job."""
-        return _plain(self.read(f"cancelling {name}", lambda: self._client.fine_tuning.jobs.cancel(name)))
+        return self._plain(self.read(f"cancelling {name}", lambda: self._client.fine_tuning.jobs.cancel(name)))
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """A job's events, oldest first."""
         send = self._client.fine_tuning.jobs.list_events
         found = self.read(f"reading the events of {name}", lambda: list(send(name, limit=100)))
-        return [_plain(event) for event in found][::-1]
+        return [self._plain(event) for event in found][::-1]
 
     def last_event(self, name: str) -> str:
         """What a job said last."""
@@ -148,38 +150,41 @@ class Service:
         """Create a batch that carries the run key; sent once."""
         send = self._client.batches.create
         body: Any = {"input_file_id": file, "endpoint": endpoint, "completion_window": "24h", "metadata": {KEY: key}}
-        return _plain(self._once("creating the batch", lambda: send(**body)))
+        return self._plain(self._once("creating the batch", lambda: send(**body)))
 
     def find_batch(self, key: str, file: str) -> dict[str, Any] | None:
         """The batch of this run, if there is one: it carries the run key, or reads the file uploaded for it."""
         batches = self.read("listing the batches", lambda: list(self._client.batches.list(limit=100)))
-        return _of_run(batches, key, "input_file_id", file)
+        found = _of_run(batches, key, "input_file_id", file)
+        return self._plain(found) if found else None
 
     def batch(self, name: str) -> dict[str, Any]:
         """A batch as it stands."""
-        return _plain(self.read(f"reading {name}", lambda: self._client.batches.retrieve(name)))
+        return self._plain(self.read(f"reading {name}", lambda: self._client.batches.retrieve(name)))
 
     # Answers, each billed
 
     def chat(self, body: dict[str, Any], tokens: int) -> dict[str, Any]:
         """One chat completion; `tokens`, what it may take, count for the pace."""
-        return _plain(self.ask("asking for an answer", lambda: self._client.chat.completions.create(**body), tokens))
+        return self._plain(
+            self.ask("asking for an answer", lambda: self._client.chat.completions.create(**body), tokens)
+        )
 
     def embeddings(self, body: dict[str, Any], tokens: int) -> dict[str, Any]:
         """Vectors of several texts."""
-        return _plain(self.ask("asking for embeddings", lambda: self._client.embeddings.create(**body), tokens))
+        return self._plain(self.ask("asking for embeddings", lambda: self._client.embeddings.create(**body), tokens))
 
     # A server of one's own, which bills nothing
 
     def models(self) -> list[dict[str, Any]]:
         """What is served. Asked first, so a server that is not there is a wrong address, and not tried again."""
         found = self.read("asking for the models", lambda: list(self._client.models.list()), reached=True)
-        return [_plain(one) for one in found]
+        return [self._plain(one) for one in found]
 
     def complete(self, body: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
         """One completion; `more`, what the server understands beyond the protocol."""
         send = self._client.completions.create
-        return _plain(self.read("asking for a completion", lambda: send(**body, extra_body=more)))
+        return self._plain(self.read("asking for a completion", lambda: send(**body, extra_body=more)))
 
     # The three ways to send
 
@@ -259,7 +264,8 @@ class Service:
         status = error.status_code
         body: Any = error.body
         words = body.get("message") if isinstance(body, dict) else body
-        words = words or error.response.text[:300] or error.message  # services of another make say it elsewhere
+        # Services of another make say it elsewhere; the key is cut out before a part of it could be cut off.
+        words = words or self._clean(error.response.text)[:300] or error.message
         exhausted = error.code == "insufficient_quota"
         step = NEXT["quota"] if exhausted else NEXT.get(status, NEXT[500] if status >= 500 else NEXT[400])
         said = self._clean(str(words)).strip().rstrip(".")
@@ -269,6 +275,10 @@ class Service:
             retry_after=_retry_after(error.response.headers),
             exhausted=exhausted,
         )
+
+    def _plain(self, value: Any) -> dict[str, Any]:
+        plain: dict[str, Any] = json.loads(self._clean(json.dumps(value.model_dump(mode="json"))))
+        return plain
 
     def _clean(self, text: str) -> str:
         return text.replace(str(self._client.api_key), "[key]") if len(str(self._client.api_key)) > 4 else text
@@ -301,14 +311,9 @@ def _retry_after(headers: Any) -> float | None:
         return None
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = value.model_dump(mode="json")
-    return plain
-
-
-def _of_run(held: list[Any], key: str, field: str, file: str) -> dict[str, Any] | None:
+def _of_run(held: list[Any], key: str, field: str, file: str) -> Any:
     """The oldest of what belongs to a run; services that keep no metadata still name the file."""
     found = [one for one in held if (one.metadata or {}).get(KEY) == key or getattr(one, field) == file]
     if len(found) > 1:
         print(f"warning: this run has {len(found)}: {', '.join(one.id for one in found)}. Cancel all but the last.")
-    return _plain(found[-1]) if found else None
+    return found[-1] if found else None

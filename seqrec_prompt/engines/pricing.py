@@ -37,8 +37,10 @@ class ServiceConfig(Config):
     base_url: str = Field(
         OPENAI, description="the service: OpenAI, or any that speaks its protocol (vLLM, Azure, …)", repr=False
     )
-    key_variable: str = Field(
-        "OPENAI_API_KEY", description="environment variable that holds the key; never the key", repr=False
+    key_variable: str | None = Field(
+        "OPENAI_API_KEY",
+        description="environment variable that holds the key; never the key; none: none is sent",
+        repr=False,
     )
     timeout: float = Field(120, gt=0, description="seconds to wait for one answer")
 
@@ -51,8 +53,8 @@ class ServiceConfig(Config):
 
     @field_validator("key_variable")
     @classmethod
-    def _name_only(cls, name: str) -> str:
-        if not name.isidentifier():
+    def _name_only(cls, name: str | None) -> str | None:
+        if name is not None and not name.isidentifier():
             raise ValueError("must be the name of an environment variable; the key is read from there")
         return name
 

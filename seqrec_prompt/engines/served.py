@@ -44,7 +44,7 @@ class ServedEngine(RequestEngine):
 
     @classmethod
     def connect(
-        cls, base_url: str, tokenizer_of: str, sample: str, served: str | None = None, revision: str | None = None
+        cls, at: ServiceConfig, tokenizer_of: str, sample: str, served: str | None = None, revision: str | None = None
     ) -> ServedEngine:
         """Ask a server what it serves, and whether it tells the probabilities of named tokens.
 
@@ -52,7 +52,7 @@ class ServedEngine(RequestEngine):
         server's name of the model, or of the adapter; unset where it has only one. Raises HostedError where nobody
         answers, ConfigError for a name that is not served, ModelError for a server or a tokenizer that does not fit.
         """
-        service = Service(ServiceConfig(base_url=base_url))
+        service = Service(at)
         model, context = _chosen(service, served)
         engine = cls(service, model, load_tokenizer(tokenizer_of, revision), context)
         engine._probe(tokenizer_of, sample)
@@ -80,15 +80,17 @@ class ServedEngine(RequestEngine):
     def _logprobs(self, answer: dict[str, Any], wanted: IntArray) -> FloatArray:
         """(wanted,) what an answer tells of its one token. Raises ModelError where it does not tell it."""
         try:
-            told = answer["choices"][0]["logprobs"]["top_logprobs"][0]
+            logprobs = answer["choices"][0]["logprobs"]
+            told, best = logprobs["top_logprobs"][0], float(logprobs["token_logprobs"][0])
             found = np.array([told[f"token_id:{token}"] for token in wanted.tolist()], np.float32)
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, ValueError):
             raise ModelError(
                 f"{self.service.url} does not tell the log-probabilities of the tokens that it is asked for "
                 "(logprob_token_ids), as vLLM 0.32 does: no list can be constrained there. "
                 + OTHERWISE.format(url=self.service.url, model=self.model)
             ) from None
-        if (found > 1e-3).any():
+        # Greedy, it writes the best of all tokens, which no distribution gives less; models pad their vocabulary.
+        if best < -np.log(2 * len(self.tokenizer)) or max(best, *found) > 1e-3:
             raise ModelError(
                 f"{self.service.url} tells logits, not log-probabilities. Start it with --logprobs-mode raw_logprobs."
             )

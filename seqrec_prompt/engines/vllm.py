@@ -22,7 +22,7 @@ from seqrec_prompt.engines.embedder import Pooling, TokenisedTexts
 from seqrec_prompt.engines.hardware import Dtype, device, torch_dtype
 from seqrec_prompt.engines.models import load_tokenizer, resolve
 from seqrec_prompt.engines.requests import MOST_IDS, FloatArray, Question, RequestEngine, answer_split
-from seqrec_prompt.errors import MissingExtraError, ModelError
+from seqrec_prompt.errors import MissingExtraError, ModelError, is_out_of_memory
 from seqrec_prompt.ragged import IntArray
 
 INSTALL = 'pip install "seqrec_prompt[vllm]"'
@@ -32,6 +32,8 @@ MACHINE: dict[str, dict[str, Any]] = {
     "cpu": {"block_size": 32, "enforce_eager": True, "kv_cache_memory_bytes": 2 << 30},
     "cuda": {"block_size": 16},
 }
+SHARE = 0.92  # of a GPU's memory that vLLM takes by default
+LEFT = 0.02  # of it, what the libraries themselves take between the look at what is free and vLLM's own
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, as vLLM makes room for them
 # Said before vLLM is imported, and only where the user has not: one process, so that a stopped run leaves none behind;
 # the model runner that takes our processor; nothing sent to vLLM's statistics; of its messages errors only, and those
@@ -117,7 +119,14 @@ class VLLMEngine(RequestEngine):
     def _generate(self, questions: Sequence[Question], asked: Sequence[Any]) -> list[Any]:
         """Log-probabilities of every request, as vLLM flattens them."""
         prompts = [{"prompt_token_ids": question.prefix} for question in questions]
-        outputs = self.llm.generate(prompts, asked, use_tqdm=False, lora_request=self.adapter)
+        try:
+            outputs = self.llm.generate(prompts, asked, use_tqdm=False, lora_request=self.adapter)
+        except BaseException:
+            # What is left would be answered with the next questions, from a cache that may be half written.
+            engine = self.llm.llm_engine
+            engine.abort_request(list(engine.output_processor.request_states), internal=True)
+            self.llm.reset_prefix_cache()
+            raise
         return [output.outputs[0].logprobs for output in outputs]
 
 
@@ -187,16 +196,20 @@ def _start(
     """Start vLLM; returns it and its request for the adapter, None without one."""
     whole = adapter is not None and (adapter / "config.json").exists()  # what 'finetune' trained as a whole
     base = str(adapter) if whole else resolve(model)
-    given: dict[str, Any] = MACHINE[device().type] | {
-        "model": base,
-        "tokenizer": resolve(model),
-        "revision": None if whole else revision,
-        "tokenizer_revision": revision,
-        "dtype": torch_dtype(dtype),
-        "generation_config": "vllm",  # no sampling settings of the model's own
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-    }
+    given: dict[str, Any] = (
+        MACHINE[device().type]
+        | _room()
+        | {
+            "model": base,
+            "tokenizer": resolve(model),
+            "revision": None if whole else revision,
+            "tokenizer_revision": revision,
+            "dtype": torch_dtype(dtype),
+            "generation_config": "vllm",  # no sampling settings of the model's own
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+    )
     if adapter is not None and not whole:
         given |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(adapter)}
     try:
@@ -212,11 +225,19 @@ def _start(
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         beside = f" with the adapter {adapter}" if adapter else ""
-        raise ModelError(
-            f"vLLM does not take '{model}'{beside}: {reason}\nTake --engine transformers, which reads more models "
-            "and adapters."
-        ) from None
+        step = "Take --engine transformers, which reads more models and adapters."
+        if "memory" in reason.lower() or is_out_of_memory(error):
+            step = "End what else uses that memory, or take --engine transformers, which needs less."
+        raise ModelError(f"vLLM does not start on '{model}'{beside}: {reason}\n{step}") from None
     return llm, request
+
+
+def _room() -> dict[str, float]:
+    """How much of a GPU vLLM may take: its own default, or less where others are there, too."""
+    if device().type == "cpu":
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    return {"gpu_memory_utilization": max(0.0, min(SHARE, free / total - LEFT))}
 
 
 def _rank(adapter: Path) -> int:

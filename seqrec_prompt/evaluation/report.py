@@ -22,6 +22,7 @@ from seqrec_prompt.artifacts import (
 from seqrec_prompt.config import Config
 from seqrec_prompt.errors import ArtifactError, ConfigError
 from seqrec_prompt.evaluation.evaluate import METRICS_JSON, PER_SESSION
+from seqrec_prompt.locks import locked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,7 @@ class ReportConfig(Config):
     overwrite: bool = Field(False, description="replace a report made with other settings")
 
 
+@locked
 def report(config: ReportConfig) -> Path:
     """Write the report of an evaluation into `config.out`; returns the page.
 

@@ -121,6 +121,9 @@ def chats_of(file: Path) -> Iterator[Any]:
 def _chat(line: str) -> Any:
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "holds half of a character (a lone surrogate), which no file of text can hold"
     except ValueError as error:
         return f"not JSON ({error})"
     if not isinstance(row, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -86,19 +87,24 @@ def run(
 
     _use_all_cores()
     process, checkpoints = PartialState(), config.out / CHECKPOINTS
+    if process.is_main_process:
+        with contextlib.suppress(OSError):
+            checkpoints.rmdir()  # empty: a run was stopped before it began
+    process.wait_for_everyone()
     found = peek_manifest(config.out) or peek_manifest(config.out, STARTED)
     if is_done(config.out, found, wanted, overwrite=config.overwrite) and (config.out / MANIFEST).exists():
-        print(f"already trained: {config.out}")
+        if process.is_main_process:
+            _forget(config.out)
+            print(f"already trained: {config.out}")
         return config.out
-    process.wait_for_everyone()  # every process has looked before one writes
-    if process.is_main_process and config.overwrite and not _is_unfinished(config.out, wanted):
-        shutil.rmtree(config.out, ignore_errors=True)
-    process.wait_for_everyone()
+    replaces = config.overwrite and not _is_unfinished(config.out, wanted)
     started, before = time.monotonic(), 0.0
-    trainer, facts = build()
+    process.wait_for_everyone()  # every process has looked before one writes
+    trainer, facts = build()  # what cannot be trained costs nothing that is there
     _keep_events(trainer, config.out / EVENTS)
     if process.is_main_process:
-        write_json(config.out / STARTED, dict(wanted))
+        _begin(config.out, wanted, replaces=replaces)
+    process.wait_for_everyone()
     checkpoint = _last_checkpoint(checkpoints)
     if checkpoint:
         state = json.loads(Path(checkpoint, "trainer_state.json").read_text(encoding="utf-8"))
@@ -132,11 +138,30 @@ def run(
             facts |= {"validation": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
         write_json(config.out / LOG, trainer.state.log_history)
         write_json(config.out / MANIFEST, dict(wanted) | {"facts": facts})
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        (config.out / STARTED).unlink()
+        _forget(config.out)
         print(summary(facts))
     process.wait_for_everyone()
     return config.out
+
+
+def _begin(out: Path, wanted: Mapping[str, Any], *, replaces: bool) -> None:
+    """Say what is being trained, and take away what it replaces; killed anywhere here, the same command goes on."""
+    if replaces:
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # first: they are not this run's to go on from
+    write_json(out / STARTED, dict(wanted))
+    if replaces:
+        (out / MANIFEST).unlink(missing_ok=True)
+        for file in out.iterdir():
+            if file.is_dir():
+                shutil.rmtree(file)
+            elif file.name != STARTED:
+                file.unlink()
+
+
+def _forget(out: Path) -> None:
+    """Drop what an unfinished run goes on from."""
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    (out / STARTED).unlink(missing_ok=True)
 
 
 def _keep_events(trainer: Any, directory: Path) -> None:

@@ -147,6 +147,7 @@ def fit(config: FitConfig) -> Path:
         inputs[f"{config.recommender}.parts"] = hash_json(hashes)
     wanted = manifest("fit", config.used(), inputs)
     if is_done(config.out, peek_manifest(config.out), wanted, overwrite=config.overwrite):
+        _checkpoint(config.out).unlink(missing_ok=True)
         print(f"already fitted: {config.out}")
         return config.out
 

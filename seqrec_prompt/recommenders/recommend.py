@@ -16,7 +16,7 @@ from seqrec_prompt.artifacts import hash_file, hash_json, is_done, manifest
 from seqrec_prompt.console import progress
 from seqrec_prompt.journal import Journal
 from seqrec_prompt.locks import locked
-from seqrec_prompt.recommenders.llm.settings import LLMConfig
+from seqrec_prompt.recommenders.llm.settings import PASSING, LLMConfig
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from seqrec_prompt.recommenders.fitted import Kept
 
 FILTERS = ("deny", "allow", "out_of_stock")
-WINDOW = 256  # sessions sorted by length, so that like ones are decoded together
-BLOCK = 4 * WINDOW  # sessions that a recommender without an LLM answers between two looks at the clock
+WINDOW = 1024  # sessions sorted by length, so that like ones are decoded together; no batch is larger
+BLOCK = WINDOW  # sessions that a recommender without an LLM answers between two looks at the clock
 EVERY = 10.0  # seconds of its work that a kill may cost
 # Settings that mean something to every recommender; the others are the LLM's.
 SHARED = ("data", "out", "recommender", "part", "k", "max_sessions", "exclude_seen", "seed", "overwrite")
@@ -89,7 +89,8 @@ def recommend(config: RecommendConfig) -> Path:
     else:
         template, inputs = _llm(config)
         fill = partial(_decode, config, data, template, sessions)
-        wanted = manifest("recommend", config.resolved(), inputs | {"data": data.hash})
+        settings = {name: value for name, value in config.resolved().items() if name not in PASSING}
+        wanted = manifest("recommend", settings, inputs | {"data": data.hash})
     found = files.read_file_manifest(config.out)
     journal_file = config.out.with_name(config.out.name + ".journal")
     if is_done(config.out, found, wanted, overwrite=config.overwrite):
@@ -204,7 +205,7 @@ def _decode(
                 journal.append(_record(batch, left[: len(batch)]) | {"effort": asdict(spent)})
                 left = left[len(batch) :]
                 bar.update(len(batch))
-    return [], effort.means()
+    return [], effort.means() | {"batch_size": config.batch_size}
 
 
 def _tell(done: int, total: int) -> None:

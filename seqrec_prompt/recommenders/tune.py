@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from seqrec_prompt.artifacts import MANIFEST, hash_file, is_done, manifest, peek_manifest, write_json, write_text
+from seqrec_prompt.artifacts import MANIFEST, hash_file, is_done, manifest, peek_manifest, same, write_json, write_text
 from seqrec_prompt.config import Config, load
 from seqrec_prompt.errors import ConfigError, DataError, MissingExtraError, SeqrecError
 from seqrec_prompt.locks import locked
@@ -126,9 +126,13 @@ def tune(config: TuneConfig) -> Path:
         table = EmbeddingTable.load(config.embeddings, data.catalog)
         inputs["embeddings"] = hash_file(config.embeddings / VECTORS)
     wanted = manifest("tune", config.identity() | {"space": space.resolved()}, inputs)
-    if not is_done(config.out, peek_manifest(config.out), wanted, overwrite=config.overwrite):
+    found = peek_manifest(config.out)
+    # The beginning of this very search is not overwritten, but gone on with.
+    unfinished = found is not None and same(found, wanted) and not (config.out / BEST).exists()
+    if not is_done(config.out, found, wanted, overwrite=config.overwrite and not unfinished):
         config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / STUDY).unlink(missing_ok=True)
+        for name in (BEST, TRIALS, STUDY):
+            (config.out / name).unlink(missing_ok=True)
         write_json(config.out / MANIFEST, wanted)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,6 +173,54 @@ def test_a_finished_run_is_not_repeated_and_another_is_refused(config_of, capsys
     assert {path.name: path.stat().st_mtime_ns for path in config.out.iterdir()} == before
     finetune(config_of(lora={"r": 3, "alpha": 4}, overwrite=True))
     assert read_manifest(config.out, "finetune")["config"]["lora"]["r"] == 3
+
+
+def test_what_cannot_be_trained_replaces_nothing(config_of):
+    config = config_of()
+    finetune(config)
+    before = {path.name: path.read_bytes() for path in config.out.iterdir()}
+    with pytest.raises(ConfigError, match="q_prj"):
+        finetune(config_of(lora={"target_modules": ("q_prj",)}, overwrite=True))
+    after = {path.name: path.read_bytes() for path in config.out.iterdir() if path.is_file()}
+    assert after == before
+    finetune(config)
+
+
+@pytest.mark.parametrize("stopped", ["before anything went", "after the manifest", "half way"])
+def test_a_stop_while_the_old_adapter_goes_leaves_neither_a_false_one_nor_a_dead_end(config_of, monkeypatch, stopped):
+    config, new = config_of(), config_of(lora={"r": 3, "alpha": 4}, overwrite=True)
+    finetune(config)
+    calls = {"unlink": 0}
+    at = {"before anything went": 0, "after the manifest": 1, "half way": 3}[stopped]
+    real = Path.unlink
+
+    def unlink(path, *args, **kwargs):
+        if path.parent == config.out and not path.name.startswith("."):
+            if calls["unlink"] == at:
+                raise KeyboardInterrupt
+            calls["unlink"] += 1
+        real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", unlink)
+        finetune(new)
+    if stopped != "before anything went":
+        assert not (config.out / "manifest.json").exists()  # or the next run would take it for done
+    finetune(new)
+    assert read_manifest(config.out, "finetune")["config"]["lora"]["r"] == 3
+    assert load_file(config.out / "adapter_model.safetensors")
+    assert not {"checkpoints", "started.json"} & {path.name for path in config.out.iterdir()}
+
+
+def test_what_a_stop_leaves_before_anything_is_trained_is_no_dead_end(config_of):
+    config = config_of()
+    (config.out / "checkpoints").mkdir(parents=True)
+    (config.out / ".started.json.abcd_123.partial").write_text("{")
+    finetune(config)
+    (config.out / "checkpoints" / "checkpoint-1").mkdir(parents=True)  # a stop between the manifest and the tidying
+    (config.out / "started.json").write_text("{}")
+    finetune(config)
+    assert not {"checkpoints", "started.json"} & {path.name for path in config.out.iterdir()}
 
 
 def test_a_directory_of_somebody_else_is_left_alone(config_of):

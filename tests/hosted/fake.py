@@ -58,6 +58,7 @@ class Fake(ThreadingHTTPServer):
         self.bill = Counter()
         self.course = ["validating_files", "queued", "running", "succeeded"]
         self.job_error = None
+        self.why = "line 1 is no request"  # a batch has failed
         self.batch_course = ["validating", "in_progress", "completed"]
         self.unanswered = set()  # custom ids that a batch leaves out
         self.garbled = set()  # custom ids whose line of the output cannot be read
@@ -174,7 +175,7 @@ class Fake(ThreadingHTTPServer):
         batch["_seen"] += 1
         batch["status"] = self.batch_course[min(batch["_seen"], len(self.batch_course) - 1)]
         if batch["status"] == "failed":
-            batch["errors"] = {"object": "list", "data": [{"code": "invalid_file", "message": "line 1 is no request"}]}
+            batch["errors"] = {"object": "list", "data": [{"code": "invalid_file", "message": self.why}]}
         if batch["status"] in ("completed", "expired", "cancelled"):
             good, bad = [], []
             for line in self.files[batch["input_file_id"]].splitlines():

@@ -174,6 +174,7 @@ def test_rows_that_break_the_rules_are_all_named_and_nothing_is_sent(finetune_co
         json.dumps({"messages": [{"role": "user", "content": "a"}]}),
         json.dumps({"messages": [{"role": "robot", "content": "a"}, {"role": "assistant", "content": " "}]}),
         json.dumps({"text": "a"}),
+        json.dumps({"messages": [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "b"}]}),
         json.dumps({"messages": [{"role": "user", "content": "x" * 90}, {"role": "assistant", "content": "b"}]}),
     ]
     file = tmp_path / "rows.jsonl"
@@ -184,7 +185,7 @@ def test_rows_that_break_the_rules_are_all_named_and_nothing_is_sent(finetune_co
               "row 14: role 'robot'", "row 14: the assistant message has no text"]  # fmt: skip
     for text, problem in zip(wanted, caught.value.problems, strict=False):
         assert text in problem
-    assert caught.value.problems[-1] == "… and 2 more"
+    assert caught.value.problems[-1] == "… and 3 more"
     file.write_text("\n".join([json.dumps(good)] * 9))
     with pytest.raises(DataError, match="9 examples; a fine-tuning job needs 10"):
         finetune(finetune_config(data=None, pairs=file))

@@ -5,7 +5,7 @@ import threading
 
 import pyarrow.parquet as pq
 import pytest
-from fake import count, count_chat
+from fake import KEY, count, count_chat
 
 from seqrec_prompt import cli
 from seqrec_prompt.data.dataset import Dataset
@@ -111,6 +111,26 @@ def test_lines_that_cannot_be_read_are_told_and_owed(config_of, echo, data):
     assert texts_of(generate(config_of())) == expected(data)
     requests = [echo.files[batch["input_file_id"]].count(b"\n") for batch in echo.batches]
     assert requests == [12, 1, 1]
+
+
+@pytest.mark.parametrize("by", ["batch", "requests"])
+def test_half_of_a_character_costs_no_answer(config_of, echo, data, by):
+    """JSON may hold it, no file of text can."""
+    echo.answer = lambda body: [last_line(body) + "\ud83d"] * body["n"]
+    found = texts_of(generate(config_of(by=by)))
+    assert found == {name: [texts[0] + "?"] for name, texts in expected(data).items()}
+
+
+def test_a_key_that_the_service_repeats_is_told_nowhere(config_of, echo):
+    echo.fault("POST", CHAT, "detail", 422, "x" * 280 + f" {KEY} is not allowed here")
+    with pytest.raises(HostedError, match=r"x \[key\] is no") as told:
+        generate(config_of(by="requests"))
+    assert KEY[:8] not in str(told.value)
+    echo.batch_course = ["validating", "failed"]
+    echo.why = f"Bad key {KEY}"
+    with pytest.raises(HostedError, match=r"Bad key \[key\]") as told:
+        generate(config_of(by="batch"))
+    assert KEY[:8] not in str(told.value)
 
 
 def test_lines_that_come_twice_or_of_somebody_else_change_nothing(config_of, echo, data):

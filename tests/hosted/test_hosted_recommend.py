@@ -56,7 +56,9 @@ def server(fake, tiny_model):
 def config_of(fake, tiny_model, dataset_dir, tmp_path):
     def build(engine="openai", **changes):
         settings = {"data": dataset_dir, "out": tmp_path / f"{engine}.parquet", "model": str(tiny_model), "k": 5}
-        settings |= {"base_url": fake.url} if engine == "openai" else {"dtype": "float32"}
+        settings |= (
+            {"base_url": fake.url, "key_variable": "OPENAI_API_KEY"} if engine == "openai" else {"dtype": "float32"}
+        )
         return RecommendConfig(engine=engine, **settings | {"context": 1024, "max_sessions": 4} | changes)
 
     return build
@@ -119,6 +121,14 @@ def logits(answer):
     return answer
 
 
+def low_logits(answer):
+    """Of a model whose logits are all negative."""
+    logprobs = answer["choices"][0]["logprobs"]
+    logprobs["top_logprobs"] = [{name: value - 50 for name, value in logprobs["top_logprobs"][0].items()}]
+    logprobs["token_logprobs"] = [logprobs["token_logprobs"][0] - 50]
+    return answer
+
+
 def without_names(answer):
     answer["choices"][0]["logprobs"]["top_logprobs"] = [{"x": -1.0}]
     return answer
@@ -141,6 +151,7 @@ def other_tokens(answer):
         (without_logprobs, r"does not tell the log-probabilities"),
         (lambda answer: answer | {"choices": []}, r"does not tell the log-probabilities"),
         (logits, r"tells logits.*--logprobs-mode raw_logprobs"),
+        (low_logits, r"tells logits.*--logprobs-mode raw_logprobs"),
         (other_tokens, r"tiny at http.* reads text by other tokens than"),
     ],
 )
@@ -180,9 +191,18 @@ def test_what_is_refused_before_anything_is_sent(config_of, fake, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             config_of(**changes)
-    with pytest.raises(ValueError, match=r"'served' is for 'engine' openai"):
-        config_of("transformers", served="x")
+    for setting in ({"served": "x"}, {"key_variable": "X"}, {"timeout": 3}):
+        with pytest.raises(ValueError, match=rf"'{next(iter(setting))}' is for 'engine' openai"):
+            config_of("transformers", **setting)
     assert fake.log == []
+
+
+def test_a_key_is_sent_only_where_it_is_named(config_of, server):
+    """OPENAI_API_KEY is set, and no business of a server of one's own."""
+    said = r"answered 401: Incorrect API key provided: none\. Check the key in the environment variable that --key-var"
+    with pytest.raises(HostedError, match=said):
+        recommend(config_of(key_variable=None))
+    recommend(config_of())
 
 
 def test_an_address_where_nobody_listens_is_told_at_once(config_of, unused_address, pauses):

@@ -40,6 +40,27 @@ def prompts(catalog, compiled):
     return [compiled.prompter.prompt(items) for items in sessions]
 
 
+def test_questions_that_failed_are_not_answered_with_the_next(engine, monkeypatch):
+    """Out of memory in the middle of them, with vLLM in this process."""
+    draw = np.random.default_rng(2)
+    asked = [Question(draw.integers(300, size=40).tolist(), [], np.arange(5, dtype=np.int32)) for _ in range(6)]
+    wanted = engine.answer(asked[3:])
+    real, steps = engine.llm.llm_engine.step, []
+
+    def step():
+        steps.append(1)
+        if len(steps) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return real()
+
+    monkeypatch.setattr(engine.llm.llm_engine, "step", step)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.answer(asked[:3])
+    for one, other in zip(engine.answer(asked[3:]), wanted, strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+    assert len(steps) > 1
+
+
 def test_questions_are_answered_as_a_forward_does(engine, wide_model):
     from transformers import AutoModelForCausalLM
 

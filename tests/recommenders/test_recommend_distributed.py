@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 
@@ -100,6 +101,10 @@ def test_what_is_wrong_is_told_before_ray_is_there(run, tmp_path):
     done = run(sessions=empty)
     assert done.returncode == 2
     assert "x.parquet: no column 'item_ids' (it has: session_id, items)" in done.stderr
+    pq.write_table(pa.table({"session_id": ["a"], "item_ids": ["b c"]}), empty / "x.parquet")
+    done = run(sessions=empty)
+    assert done.returncode == 2
+    assert "x.parquet: column 'item_ids' holds string; it must hold a list of item ids in each row" in done.stderr
 
 
 @pytest.fixture
@@ -134,6 +139,38 @@ def test_a_worker_in_another_directory_finds_what_relative_paths_name(
     found = rows_of(*sorted((here / "lists").glob("*.parquet")))
     assert [row["item_id"] for row in found] == [row["item_id"] for row in wanted]
     assert not list(elsewhere.iterdir())
+
+
+def test_what_a_worker_lacks_comes_back_as_a_problem(recipe, dataset_dir, tiny_model, folder, tmp_path, monkeypatch):
+    settings = {"data": dataset_dir, "model": str(tiny_model), "sessions": folder, "out": tmp_path / "lists"}
+    config = recipe.DistributedConfig(engine="vllm", **settings)
+    monkeypatch.setattr("seqrec_prompt.engines.vllm.importlib.util.find_spec", lambda name: None)
+    told = {recipe.Worker(**config.for_workers())(row)["problem"] for row in recipe.owed(config)}
+    assert told == {'vLLM is not installed. Install it with: pip install "seqrec_prompt[vllm]"'}
+
+
+@pytest.mark.parametrize(
+    ("engine", "workers", "asked", "there", "each"),
+    [
+        ("vllm", 4, None, 8, 1),
+        ("vllm", 4, None, 0, 0),
+        ("vllm", 4, 0, 8, 0),
+        ("transformers", 3, None, 2, 0.666),
+        ("transformers", 2, None, 8, 1),
+        ("transformers", 5, None, 0, 0),
+        ("transformers", 5, 0.2, 1, 0.2),
+    ],
+)
+def test_workers_share_what_gpus_there_are(recipe, engine, workers, asked, there, each):
+    given = {"data": Path("d"), "sessions": Path("s"), "out": Path("o")}
+    config = recipe.DistributedConfig(engine=engine, workers=workers, gpus=asked, **given)
+    assert recipe._gpus(config, there) == each
+
+
+def test_more_gpus_than_there_are_is_refused_for_ray_would_wait(recipe):
+    given = {"data": Path("d"), "sessions": Path("s"), "out": Path("o")}
+    with pytest.raises(ConfigError, match=r"'gpus' is 1, and the cluster has 0"):
+        recipe._gpus(recipe.DistributedConfig(gpus=1, **given), 0)
 
 
 def test_a_name_at_a_hub_stays_a_name(recipe):

@@ -119,6 +119,29 @@ def test_another_search_in_the_same_place_is_refused_unless_it_may_be_overwritte
     assert len(rows(tmp_path / "out")) == 1
 
 
+def test_a_search_that_overwrites_another_goes_on_too(timed, space, tmp_path, monkeypatch, capsys):
+    """Stopped, it leaves no best settings of the other under its own name."""
+    config = TuneConfig(data=timed, space=space, out=tmp_path / "out", trials=3)
+    tune(config)
+    other, right = config.model_copy(update={"seed": 1, "overwrite": True}), module.build
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        calls = iter(range(99))
+        patch.setattr(module, "build", lambda *given: right(*given) if next(calls) < 8 else stop())
+        tune(other)
+    assert not (config.out / "best.yaml").exists()
+    capsys.readouterr()
+    tune(other)
+    assert re.search(r"going on: [1-2]/3 trials are done", capsys.readouterr().out)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".manifest.json.abcd_123.partial").write_text("{")  # killed before anything else
+    tune(other.model_copy(update={"out": tmp_path / "new", "overwrite": False}))
+    assert rows(config.out) == rows(tmp_path / "new")
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
 def scripted(monkeypatch, values):
     """Each call of the metric gives the next of `values`."""
     script = iter(values)

@@ -11,6 +11,8 @@ from seqrec_prompt.config import Config, own_first
 from seqrec_prompt.engines.pricing import address_only
 from seqrec_prompt.prompting.templates import TemplateConfig
 
+PASSING = ("batch_size", "key_variable", "timeout")  # settings that change no list: a run may go on with others
+SERVERS = ("base_url", "served", "key_variable", "timeout")  # settings of a server that runs already
 VLLM_BATCH = 256  # sessions decoded together where vLLM plans what is read at once
 
 
@@ -26,6 +28,12 @@ class LLMConfig(Config):
     served: str | None = Field(
         None, description="with openai: the server's name of model or adapter, where it has several"
     )
+    key_variable: str | None = Field(
+        None,
+        description="with openai: environment variable that holds the server's key; unset: it is sent none",
+        repr=False,
+    )
+    timeout: float = Field(120, gt=0, description="with openai: seconds to wait for one answer", repr=False)
     model: str = Field("smollm2", description="hub name, directory, or 'smollm2' (bundled)")
     revision: str | None = Field(None, description="revision of a hub model")
     adapter: Path | None = Field(
@@ -44,7 +52,12 @@ class LLMConfig(Config):
         None, description="template Classify without an adapter only: directory made by 'embed' of this catalog"
     )
     context: int = Field(2048, ge=16, description="longest prompt with a title, in tokens; older items go first")
-    batch_size: int = Field(8, ge=1, description=f"sessions decoded together; unset with vllm and openai: {VLLM_BATCH}")
+    batch_size: int = Field(
+        8,
+        ge=1,
+        le=1024,
+        description=f"sessions read together; unset with vllm and openai: {VLLM_BATCH}; a run may go on with another",
+    )
     budget: int = Field(2000, ge=1, description="tokens read after each prompt at most before a list goes uncertified")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the model")
 
@@ -69,7 +82,7 @@ class LLMConfig(Config):
                 raise ValueError("'adapter' has a name of its own at the server: give it as 'served'")
             if "dtype" in self.model_fields_set:
                 raise ValueError("'dtype' is the server's with 'engine' openai: leave it out")
-        elif strange := [name for name in ("base_url", "served") if getattr(self, name) is not None]:
+        elif strange := [name for name in SERVERS if name in self.model_fields_set]:
             raise ValueError(f"'{strange[0]}' is for 'engine' openai: leave out one or give the other")
         return self
 

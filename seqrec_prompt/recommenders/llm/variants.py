@@ -215,10 +215,12 @@ def _load_engine(config: LLMConfig, catalog: Catalog) -> HuggingFaceEngine | VLL
 
         return VLLMEngine.load(config.model, config.adapter, config.dtype, config.revision, context=config.context)
     if config.engine == "openai":
+        from seqrec_prompt.engines.pricing import ServiceConfig
         from seqrec_prompt.engines.served import ServedEngine
 
         sample = "\n".join(["Title:", *catalog.texts()[:SHOWN]])[:MOST_SHOWN]
-        return ServedEngine.connect(str(config.base_url), config.model, sample, config.served, config.revision)
+        at = ServiceConfig.model_validate({name: getattr(config, name) for name in ServiceConfig.model_fields})
+        return ServedEngine.connect(at, config.model, sample, config.served, config.revision)
     from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 
     return HuggingFaceEngine.load(config.model, config.adapter, config.dtype, config.revision)
