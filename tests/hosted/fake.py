@@ -29,7 +29,7 @@ def count(text):
     """Tokens of a text: merge the pair of lowest rank until none is left, piece by piece."""
     total = 0
     for piece in re.findall(PATTERN, text):
-        parts = [bytes([byte]) for byte in piece.encode()]
+        parts = [bytes([byte]) for byte in piece.encode("utf-8", "replace")]
         while True:
             pairs = [(RANKS[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in RANKS]
             if not pairs:
