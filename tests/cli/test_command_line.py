@@ -31,6 +31,15 @@ def seqrec_prompt(*argv, cwd=None):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
+def test_a_name_that_is_no_text_is_told_before_anything_is_written(tmp_path):
+    name = b"bad\xff".decode(errors="surrogateescape")
+    done = seqrec_prompt("prepare", "--interactions", "x.csv", "--out", name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "'bad\\udcff' is no text in UTF-8" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
 def test_the_overview_names_every_verb(capsys, argv):
     assert run(*argv) == 0

@@ -210,6 +210,13 @@ def test_an_open_quote_is_not_taken_for_the_rest_of_the_file(tmp_path):
         open_source(str(tmp_path / "x.csv")).read(["a"])
 
 
+def test_a_row_that_no_block_holds_is_told_in_its_own_words(tmp_path, monkeypatch):
+    monkeypatch.setattr("seqrec_prompt.data.readers._BLOCK_BYTES", 1 << 20)
+    (tmp_path / "x.csv").write_text(f"a,b\n1,x\n2,{'y' * (5 << 20)}\n3,z\n")
+    with pytest.raises(DataError, match=r"x\.csv: a row of more than 1 MB\. Cut its longest cell"):
+        open_source(str(tmp_path / "x.csv")).read(["a"])
+
+
 def test_an_open_quote_is_found_in_any_column(tmp_path):
     (tmp_path / "x.csv").write_text('a,b,c\n1,x,p\n2,"Rose,q\n3,y,"r\n4,z,s\n')
     with pytest.raises(DataError, match=r"row 3: a quote \(\"\) opened in this row is not closed in it"):

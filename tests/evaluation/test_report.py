@@ -23,6 +23,7 @@ from seqrec_prompt.evaluation import charts, page, tables
 from seqrec_prompt.evaluation.evaluate import EvaluateConfig, evaluate
 from seqrec_prompt.evaluation.examples import spread, worst_misses
 from seqrec_prompt.evaluation.report import OUTPUTS, ReportConfig, report
+from seqrec_prompt.locks import lock
 from seqrec_prompt.recommenders.base import Recommendations
 from seqrec_prompt.recommenders.files import write
 
@@ -140,6 +141,11 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(config, place):
     assert "default-src 'none'" in text
     assert "url(" not in text
     assert sorted(file.name for file in found.parent.iterdir()) == sorted(OUTPUTS)
+
+
+def test_no_two_write_one_report(config):
+    with lock(config.out), pytest.raises(ArtifactError, match="is being written by another process"):
+        report(config)
 
 
 def test_the_page_says_what_was_measured(config, place):

@@ -22,6 +22,7 @@ from seqrec_prompt.recommenders import recommend as verb
 from seqrec_prompt.recommenders.files import read_file_manifest
 from seqrec_prompt.recommenders.llm import prompt
 from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt
+from seqrec_prompt.recommenders.llm.settings import PASSING
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 
 
@@ -100,7 +101,9 @@ def test_every_session_gets_k_distinct_real_items(config_of, data, k, exclude_se
         assert {row["provenance"] for row in rows} == {"constrained"}
         assert all(row["certified"] and row["gap"] <= 0 for row in rows)
     made = read_file_manifest(config.out)
-    assert made["config"] == config.resolved()
+    assert made["config"] | dict.fromkeys(PASSING) == config.resolved() | dict.fromkeys(PASSING)
+    assert not made["config"].keys() & set(PASSING)
+    assert made["facts"]["batch_size"] == config.batch_size
     assert (made["facts"]["sessions"], made["facts"]["part_sessions"]) == (12, 12)
 
 
@@ -259,6 +262,7 @@ def test_a_stopped_run_goes_on_and_ends_like_an_unbroken_one(config_of, tmp_path
         with pytest.raises(KeyboardInterrupt):
             recommend(config)
     assert calls == [5, 5]
+    config = config_of("stopped.parquet", batch_size=2)  # what to do where memory was short
     assert journal.exists()
     assert not config.out.exists()
     with pytest.raises(ArtifactError, match=r"config\.k: was 5, is 6"):
