@@ -3,8 +3,10 @@
 import importlib.util
 
 import pytest
+import torch
 from pydantic import ValidationError
 
+from seqrec_prompt.engines import vllm
 from seqrec_prompt.engines.embed import EmbedConfig, embed
 from seqrec_prompt.errors import MissingExtraError
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
@@ -33,3 +35,15 @@ def test_more_is_read_at_once_unless_said_otherwise(tmp_path):
 def test_sentence_models_are_not_read_by_vllm(tmp_path):
     with pytest.raises(ValidationError, match="'engine' vllm is for causal language models"):
         EmbedConfig(data=tmp_path, out=tmp_path / "out", engine="vllm", pooling="own")
+
+
+@pytest.mark.parametrize(("free", "share"), [(80, 0.92), (60, 0.73), (1, 0.0)])
+def test_vllm_takes_of_a_gpu_what_others_leave(monkeypatch, free, share):
+    monkeypatch.setattr(vllm, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free << 30, 80 << 30))
+    assert vllm._room() == {"gpu_memory_utilization": pytest.approx(share)}
+
+
+def test_nothing_is_said_of_a_gpu_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(vllm, "device", lambda: torch.device("cpu"))
+    assert vllm._room() == {}
