@@ -187,7 +187,7 @@ def test_flags_in_running_text_exist(page):
     known = {"--config", "--no-deps", "--quiet", "--config_file", *SWITCHES}
     known |= {"--workers", "--gpus"}  # of recipes/recommend_distributed.py
     known |= {"--page", "--add"}  # of eval/reproduce_recsys23.py
-    known |= {"--enable-lora", "--lora-modules"}  # of vLLM
+    known |= {"--enable-lora", "--lora-modules", "--api-key"}  # of vLLM
     for entry in VERBS.values():
         known |= set(flags_of(getattr(importlib.import_module(entry.module), entry.config)))
     shown = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*[a-z]", page.read_text(encoding="utf-8")))
