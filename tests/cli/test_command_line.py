@@ -205,11 +205,17 @@ def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch):
         run("evaluate", "--data", "x", "--out", "y", "--recommendations", "z")
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help_takes_less_than_a_second(verb):
+def processor_seconds(*command):
     """Of a processor, not of the clock: the machine may be busy."""
-    resource = pytest.importorskip("resource", reason="this system does not count a process's seconds")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert seqrec_prompt(*verb.split(), "--help").returncode == 0
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_costs_little_more_than_what_checks_settings(verb):
+    """Less than a second, on a slow machine a few times what it takes to import pydantic; importing torch is more."""
+    pydantic = processor_seconds(sys.executable, "-c", "import pydantic.main")
+    took = processor_seconds(sys.executable, "-m", "seqrec_prompt", *verb.split(), "--help")
+    assert took < max(1, 7 * pydantic)

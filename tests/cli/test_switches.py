@@ -230,7 +230,7 @@ def test_verbs_without_a_model_count_their_work_to_its_end(tmp_path, capsys, mon
     columns = ["--session-column", "user_id", "--item-column", "item_id", "--time-column", "timestamp"]
     assert main(["prepare", "--interactions", str(tmp_path / "events.csv"), *columns, "--out", data[1]]) == 0
     told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("prepare: ")]
-    assert told == [f"prepare: {done}/4 steps" for done in (1, 2, 3, 4)]
+    assert told == [f"prepare: {done}/5 steps" for done in (1, 2, 3, 4, 5)]
     assert main(["fit", *data, "--recommender", "v-sknn", "--out", str(tmp_path / "v-sknn")]) == 0
     assert main(["recommend", *data, "--recommender", str(tmp_path / "v-sknn"), "--out", lists]) == 0
     told = capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_a_vector_is_its_texts_pooled_states(embedder_of, tiny_model, tokenizer,
     assert found.shape == (len(texts), 64)
     assert found.dtype == np.float32
     for text, vector in zip(texts, found, strict=True):
-        assert vector == pytest.approx(by_hand(model, tokenizer, text, pooling), abs=1e-5)
+        assert vector == pytest.approx(by_hand(model, tokenizer, text, pooling), abs=3e-5)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -66,7 +66,7 @@ def test_one_text_and_sixty_four_give_the_same_vectors(embedder_of, texts, pooli
     many = (texts * 2)[:64]
     alone = np.concatenate([embedder.embed([text]) for text in many])
     assert len(many) == 64
-    assert embedder.embed(many) == pytest.approx(alone, abs=1e-5)
+    assert embedder.embed(many) == pytest.approx(alone, abs=3e-5)
 
 
 def test_what_stands_at_padding_is_never_read(embedder_of):

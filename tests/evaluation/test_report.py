@@ -144,8 +144,8 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(config, place):
 
 
 def test_no_two_write_one_report(config):
-    with lock(config.out), pytest.raises(ArtifactError, match="is being written by another process"):
-        report(config)
+    with lock(config().out), pytest.raises(ArtifactError, match="is being written by another process"):
+        report(config())
 
 
 def test_the_page_says_what_was_measured(config, place):
