@@ -74,5 +74,5 @@ def test_a_merged_copy_is_the_model_with_its_adapter(part, tiny_model, dataset_d
         base = load_model(str(tiny_model), torch.float32)
         untuned = base(tokens).logits
         beside = PeftModel.from_pretrained(base, str(adapter)).eval()(tokens).logits
-        assert torch.allclose(copy.eval()(tokens).logits, beside, atol=1e-4)
+        assert torch.allclose(copy.eval()(tokens).logits, beside, rtol=1e-4, atol=1e-3)  # they reach 10
     assert not torch.allclose(untuned, beside, atol=1e-2)
