@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from seqrec_prompt import console
 from seqrec_prompt.artifacts import atomic_file, is_done, recover
@@ -70,8 +70,10 @@ class Checkpoint:
         tensors |= {f"best.{name}": tensor for name, tensor in progress.best.items()}
         tensors |= {f"optimizer.{i}.{name}": t for i, state in moments.items() for name, t in state.items()}
         metadata = {"identity": json.dumps(self.identity), "history": json.dumps(progress.history)}
+        content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata)
+        # `save_file` would write beside the file first, under a name that is nobody's to clear away after a kill.
         with atomic_file(self.path) as partial:
-            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
+            partial.write_bytes(content)
 
     def load(self, model: SequentialModel, optimizer: torch.optim.Optimizer) -> Progress:
         """Put model and optimizer back to where the file left them; a fresh start without one.
