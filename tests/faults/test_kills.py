@@ -103,7 +103,7 @@ def test_killed_at_random_points_it_ends_as_an_unbroken_run(verb, request, serve
     stage = "recommend without an LLM" if verb == "answer" else verb
     redone = f"; {again} of {sum(done)} {'sessions' if verb == 'recommend' else 'texts'} read again" if done else ""
     outcome(
-        stage, f"SIGKILL at {points} random points", f"{finished + 1} runs ended, each with the same result{redone}"
+        stage, f"SIGKILL at {points} random points", f"{finished + 1} run(s) ended, each with the same result{redone}"
     )
 
 
