@@ -43,7 +43,7 @@ def agreement(given: argparse.Namespace) -> dict[str, Any]:
             told = [one for one in journal.records() if (one["adapter"], one["scoring"]) == (name, scoring)]
             rows.append({"adapter": name, "scoring": scoring} | summary(told, sessions))
     del plain
-    commits = ", ".join(dict.fromkeys(one["commit"] for one in journal.records()))
+    commits = ", ".join(dict.fromkeys([*(one["commit"] for one in journal.records()), commit()]))
     journal.close()
     vectors = _vectors(given, bench, adapter)
     return bench.about() | {"budget": given.budget, "rows": rows, "together": BATCH, "commit": commits} | vectors

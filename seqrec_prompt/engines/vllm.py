@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,8 @@ class VLLMEmbedder(TokenisedTexts):
 
         pooler = PoolerConfig(task="token_embed", use_activation=False)
         settings = {"runner": "pooling", "convert": "embed", "pooler_config": pooler}
-        llm, request = _start(model, adapter, dtype, revision, context, settings)
+        with _torch_multiplies(dtype):
+            llm, request = _start(model, adapter, dtype, revision, context, settings)
         return cls(llm, load_tokenizer(model, revision), pooling, request)
 
     def embed(self, texts: Sequence[str]) -> VectorArray:
@@ -230,6 +232,25 @@ def _start(
             step = "End what else uses that memory, or take --engine transformers, which needs less."
         raise ModelError(f"vLLM does not start on '{model}'{beside}: {reason}\n{step}") from None
     return llm, request
+
+
+@contextmanager
+def _torch_multiplies(dtype: Dtype) -> Iterator[None]:
+    """Start vLLM so that on a CPU torch computes its products in float32, as for the engine on transformers.
+
+    vLLM would give them to oneDNN, where the states of SmolLM2 came out three times as far from those in float64.
+    """
+    from vllm import _custom_ops as operations
+
+    there = getattr(operations, "_supports_onednn", False)
+    if not there or device().type != "cpu" or torch_dtype(dtype) != torch.float32:
+        yield
+        return
+    operations._supports_onednn = False
+    try:
+        yield
+    finally:
+        operations._supports_onednn = there
 
 
 def _room() -> dict[str, float]:
