@@ -72,6 +72,13 @@ class SequentialConfig(Config):
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     clip_norm: float | None = Field(None, gt=0, description="longest gradient; none: as it comes")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="judge and keep an exponential moving average of the weights, of which a step leaves this share; "
+        "none: the weights as the last step left them",
+    )
     batch_size: int = Field(128, ge=1, description="sessions a step, over all devices")
     epochs: int = Field(200, ge=1, description="passes over the sessions at most")
     patience: int | None = Field(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,14 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass
 class Progress:
-    """Where training stands after an epoch. history: one entry an epoch; best: weights of the best one."""
+    """Where training stands after an epoch. history: one entry an epoch; best: weights of the best one.
+
+    ema: the weights' exponential moving average, with `ema_decay` alone.
+    """
 
     history: list[dict[str, float]] = field(default_factory=list)
     best: Weights = field(default_factory=dict)
+    ema: Weights = field(default_factory=dict)
 
     @property
     def best_epoch(self) -> int:
@@ -54,7 +59,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One safetensors file, replaced after every epoch: weights, best weights, moments of AdamW, history.
+    """One safetensors file, replaced after every epoch: weights, their average, best weights, moments of AdamW,
+    history.
 
     identity: manifest of the run, without which a file is not gone on from.
     """
@@ -68,6 +74,7 @@ class Checkpoint:
         moments = optimizer.state_dict()["state"]
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in progress.best.items()}
+        tensors |= {f"ema.{name}": tensor for name, tensor in progress.ema.items()}
         tensors |= {f"optimizer.{i}.{name}": t for i, state in moments.items() for name, t in state.items()}
         metadata = {"identity": json.dumps(self.identity), "history": json.dumps(progress.history)}
         content = save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata)
@@ -95,7 +102,7 @@ class Checkpoint:
             if self.overwrite:
                 return Progress()
             raise
-        parts: dict[str, Weights] = {"model": {}, "best": {}, "optimizer": {}}
+        parts: dict[str, Weights] = {"model": {}, "best": {}, "ema": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
@@ -106,7 +113,7 @@ class Checkpoint:
             moments.setdefault(int(i), {})[rest] = tensor
         optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         print(f"going on: {len(history):,}/{model.config.epochs:,} epochs are done")
-        return Progress(history, parts["best"])
+        return Progress(history, parts["best"], parts["ema"])
 
 
 def train(
@@ -141,14 +148,15 @@ def train(
     network, optimizer = accelerator.prepare(model, optimizer)
     with console.progress(config.epochs, f"train {model.kind}", "epochs", len(progress.history)) as bar:
         while not progress.is_over(config):
-            entry = _epoch(network, model, optimizer, sessions, accelerator, len(progress.history))
-            if judge is not None:
-                model.eval()
-                shared = [judge() if accelerator.is_main_process else 0.0]
-                entry[METRIC] = broadcast_object_list(shared)[0]
-            progress.history.append(entry)
-            if progress.best_epoch == len(progress.history):
-                progress.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            entry = _epoch(network, model, optimizer, sessions, accelerator, progress)
+            with _averaged(model, progress.ema):
+                if judge is not None:
+                    model.eval()
+                    shared = [judge() if accelerator.is_main_process else 0.0]
+                    entry[METRIC] = broadcast_object_list(shared)[0]
+                progress.history.append(entry)
+                if progress.best_epoch == len(progress.history):
+                    progress.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
             if checkpoint and accelerator.is_main_process:
                 checkpoint.save(model, optimizer, progress)
             bar.update(note=", ".join(f"{name} {value:.4f}" for name, value in entry.items() if name != "epoch"))
@@ -163,15 +171,16 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     sessions: Sessions,
     accelerator: Accelerator,
-    epoch: int,
+    progress: Progress,
 ) -> dict[str, float]:
     """One pass over all sessions; returns the epoch's number from 1, mean loss in nats a position, and seconds."""
-    config, started = model.config, time.monotonic()
+    config, epoch, started = model.config, len(progress.history), time.monotonic()
     draw = np.random.default_rng([config.seed, epoch])
     torch.manual_seed(int(draw.integers(2**62)) + accelerator.process_index)
     network.train()
     total, positions = torch.zeros((), device=accelerator.device), 0
-    for which in orders(sessions.lengths, config.batch_size, draw):
+    batches = orders(sessions.lengths, config.batch_size, draw)
+    for step, which in enumerate(batches, epoch * len(batches)):
         # Every process makes the whole batch, from the same numbers, and takes its share.
         batch, share = _batch(model, sessions.take(which), draw, accelerator)
         loss = network(*share)
@@ -181,12 +190,36 @@ def _epoch(
             accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
+        if config.ema_decay is not None:
+            # A young average forgets faster, or the random start would stay in it.
+            _average(model, progress.ema, min(config.ema_decay, (1 + step) / (10 + step)))
         total += loss.detach()
         positions += len(batch.asked)
     mean = float(accelerator.reduce(total)) / positions
     if not math.isfinite(mean):
         raise ModelError(f"Training diverged in epoch {epoch + 1}: the loss is {mean}. Lower the learning rate.")
     return {"epoch": epoch + 1, "loss": mean, "seconds": time.monotonic() - started}
+
+
+@torch.no_grad()
+def _average(model: SequentialModel, ema: Weights, kept: float) -> None:
+    """Move the average `ema` towards the weights: the share `kept` of it stays."""
+    for name, weight in model.named_parameters():
+        if name in ema:
+            ema[name].lerp_(weight, 1 - kept)
+        else:
+            ema[name] = weight.detach().clone()
+
+
+@contextmanager
+def _averaged(model: SequentialModel, ema: Weights) -> Iterator[None]:
+    """Let the model have the weights `ema`, if there are any, for a while."""
+    own = {name: weight.detach().clone() for name, weight in model.named_parameters() if name in ema}
+    model.load_state_dict(ema, strict=False)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own, strict=False)
 
 
 def _batch(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Holdout, Sessions
@@ -63,9 +64,12 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("cls", "loss"), [(SASRec, "gbce"), (BERT4Rec, "softmax"), (GRU4Rec, "sampled_softmax")])
-def test_going_on_equals_an_unbroken_run(cls, loss, tmp_path, monkeypatch):
-    config = SMALL.model_copy(update={"epochs": 6, "patience": 6, "loss": loss, "dropout": 0.3})
+@pytest.mark.parametrize(
+    ("cls", "loss", "ema"),
+    [(SASRec, "gbce", 0.9), (BERT4Rec, "softmax", None), (GRU4Rec, "sampled_softmax", 0.5)],
+)
+def test_going_on_equals_an_unbroken_run(cls, loss, ema, tmp_path, monkeypatch):
+    config = SMALL.model_copy(update={"epochs": 6, "patience": 6, "loss": loss, "dropout": 0.3, "ema_decay": ema})
     unbroken = cls.fit(TRAIN, CATALOG, config, HELD_OUT)
     checkpoint = Checkpoint(tmp_path / "run.checkpoint", {"stage": "fit", "config": {}, "inputs": {}})
     judged = []
@@ -152,6 +156,26 @@ def test_long_gradients_are_clipped():
     assert np.abs(still.arrays()["items.weight"] - start.numpy()).max() < 1e-3
     moved = SASRec.fit(TRAIN, CATALOG, SMALL.model_copy(update={"weight_decay": 0, "epochs": 1}))
     assert np.abs(moved.arrays()["items.weight"] - start.numpy()).max() > 1e-2
+
+
+def test_the_average_of_the_weights_is_kept_and_changes_no_training():
+    config = SMALL.model_copy(update={"ema_decay": 0.8})
+    passed = []
+    hook = register_optimizer_step_post_hook(
+        lambda optimizer, *given: passed.append(optimizer.param_groups[0]["params"][0].detach().double().clone())
+    )
+    try:
+        averaged = SASRec.fit(TRAIN, CATALOG, config, HELD_OUT)
+    finally:
+        hook.remove()
+    plain = SASRec.fit(TRAIN, CATALOG, SMALL, HELD_OUT)
+    assert [e["loss"] for e in averaged.history] == [e["loss"] for e in plain.history]
+    mean = passed[0]
+    for n, weights in enumerate(passed[1:], 1):
+        share = min(0.8, (1 + n) / (10 + n))
+        mean = share * mean + (1 - share) * weights
+    assert averaged.arrays()["items.weight"] == pytest.approx(mean.numpy(), abs=1e-6)
+    assert plain.arrays()["items.weight"] == pytest.approx(passed[-1].numpy(), abs=0)
 
 
 def test_a_checkpoint_is_one_file_of_plain_tensors(tmp_path):
