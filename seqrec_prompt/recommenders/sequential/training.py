@@ -113,7 +113,8 @@ class Checkpoint:
             moments.setdefault(int(i), {})[rest] = tensor
         optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         print(f"going on: {len(history):,}/{model.config.epochs:,} epochs are done")
-        return Progress(history, parts["best"], parts["ema"])
+        device = next(model.parameters()).device  # the average moves on there, with the weights
+        return Progress(history, parts["best"], {name: tensor.to(device) for name, tensor in parts["ema"].items()})
 
 
 def train(
