@@ -55,15 +55,28 @@ def next_items(sessions: Sessions) -> Batch:
     return Batch(inputs, lengths, asked, whole[:, 1:].reshape(-1)[asked])
 
 
-def masked_items(sessions: Sessions, mask: int, probability: float, last: float, draw: np.random.Generator) -> Batch:
-    """Some items are hidden and to be told (BERT4Rec): each with `probability`, in a share `last` the last one alone.
+def shortened(sessions: Sessions, share: float, draw: np.random.Generator) -> tuple[Sessions, npt.NDArray[np.bool_]]:
+    """Let a `share` of the sessions, each of two items or more, end with an item drawn from those after its first.
+
+    Returns all sessions and which of them were drawn, (sessions,): those that end where they did are drawn, too.
+    """
+    lengths = sessions.lengths
+    drawn = draw.random(len(sessions)) < share
+    ends = 2 + (draw.random(len(sessions)) * (lengths - 1)).astype(np.int64)
+    return sessions.slice_items(np.zeros_like(lengths), np.where(drawn, ends, lengths)), drawn
+
+
+def masked_items(
+    sessions: Sessions, mask: int, probability: float, last: npt.NDArray[np.bool_], draw: np.random.Generator
+) -> Batch:
+    """Some items are hidden and to be told (BERT4Rec): each with `probability`; of sessions `last`, (B,), the last one.
 
     A session with no item hidden gets its last one hidden.
     """
     whole, lengths = padded(sessions), sessions.lengths
     place = np.arange(whole.shape[1])
     hidden: npt.NDArray[np.bool_] = draw.random(whole.shape) < probability
-    hidden[draw.random(len(whole)) < last] = False
+    hidden[last] = False
     hidden &= place < lengths[:, None]
     hidden |= (place == lengths[:, None] - 1) & ~hidden.any(axis=1, keepdims=True)
     asked = np.flatnonzero(hidden)

@@ -11,6 +11,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 
+# What a block's layers after attention weigh at the start 'average', beside Xavier's.
+QUIET = 0.1
+
 
 class Positions(nn.Module):
     """Adds a learned vector for the place of an item, counted from the end, to item vectors scaled by √d."""
@@ -41,8 +44,19 @@ class Block(nn.Module):
         self.layers = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * d, d))
         self.dropout = nn.Dropout(config.dropout)
 
+    @torch.no_grad()
+    def start_as_average(self) -> None:
+        """Let attention give the mean of what it reads: values go through a rotation, the output through its inverse.
+
+        Mimetic initialisation (Trockman & Kolter, 2023), of values and output alone. The layers after it start near 0.
+        """
+        rotation = nn.init.orthogonal_(torch.empty_like(self.out.weight))
+        self.qkv.weight[-len(rotation) :] = rotation
+        self.out.weight.copy_(rotation.T)
+        self.layers[-1].get_parameter("weight").mul_(QUIET)
+
     def forward(self, x: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-        """x: (B, L, d). real: (B, 1, 1, L) False at padding, or None where causality hides it already."""
+        """x: (B, L, d). real: (B, 1, 1 or L, L) True where one place reads another; None: all, if causal the past."""
         b, length, d = x.shape
         q, k, v = self.qkv(self.before_attention(x)).view(b, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         rate = self.rate if self.training else 0.0
@@ -58,20 +72,27 @@ class Transformer(nn.Module):
 
     def __init__(self, config: SequentialConfig, *, causal: bool) -> None:
         super().__init__()
-        self.causal = causal
+        self.causal, self.attend_hidden = causal, config.attend_hidden
         self.positions = Positions(config, more=0 if causal else 1)
-        self.blocks = nn.ModuleList(Block(config, causal=causal) for _ in range(config.layers))
+        blocks = [Block(config, causal=causal) for _ in range(config.layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(config.dim)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)
                 nn.init.zeros_(module.bias)
+        if config.layers_start == "average":
+            for block in blocks:
+                block.start_as_average()
 
-    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(B, L, d) → (B, L, d)."""
-        real = None
-        if not self.causal and bool((lengths != x.shape[1]).any()):
-            real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[:, None, None]
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """x: (B, L, d), hidden: (B, L) True where an item is to be guessed. Returns (B, L, d)."""
+        real, length = None, x.shape[1]
+        if not self.causal and (not self.attend_hidden or bool((lengths != length).any())):
+            real = (torch.arange(length, device=x.device) < lengths[:, None])[:, None, None]
+            if not self.attend_hidden:
+                itself = torch.eye(length, dtype=torch.bool, device=x.device)
+                real = (real & ~hidden[:, None, None]) | itself
         x = self.positions(x, lengths)
         for block in self.blocks:
             x = block(x, real)
@@ -90,8 +111,8 @@ class GRU(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """(B, L, d) → (B, L, d)."""
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """x: (B, L, d) → (B, L, d)."""
         states: torch.Tensor = self.norm(self.dropout(self.gru(self.dropout(x * self.scale))[0]))
         return states
 

@@ -63,7 +63,7 @@ class SequentialModel(nn.Module):
         """matrix: (items, dim). inputs: (B, L), the number of items stands for the mask. Returns (B, L, dim)."""
         if self.mask is not None:
             matrix = torch.cat([matrix, self.mask])
-        states: torch.Tensor = self.encoder(F.embedding(inputs, matrix), lengths)
+        states: torch.Tensor = self.encoder(F.embedding(inputs, matrix), lengths, inputs == self.n_items)
         return states
 
     def forward(

@@ -50,6 +50,11 @@ class SequentialConfig(Config):
     dim: int = Field(64, ge=1, description="width of items and layers")
     layers: int = Field(2, ge=1, description="layers of the encoder")
     heads: int = Field(1, ge=1, description="attention heads; not used by gru4rec")
+    layers_start: Literal["random", "average"] = Field(
+        "random",
+        description="sasrec and bert4rec: layers at random; or such that a session starts near the mean of its items, "
+        "from which training takes fewer epochs (after Trockman & Kolter, 2023)",
+    )
     dropout: float = Field(0.2, ge=0, lt=1, description="of item vectors, attention and layers")
     max_items: int = Field(50, ge=1, description="newest items of a session that are read")
     items: ItemsConfig = ItemsConfig()
@@ -66,7 +71,17 @@ class SequentialConfig(Config):
     calibration: float = Field(0.75, ge=0, le=1, description="t of gbce: 0 is plain BCE, 1 fully calibrated")
     mask_probability: float = Field(0.2, gt=0, lt=1, description="bert4rec only: share of items to be guessed")
     mask_last: float = Field(
-        0.1, ge=0, le=1, description="bert4rec only: share of sessions of which the last item alone is to be guessed"
+        0.1,
+        ge=0,
+        le=1,
+        description="bert4rec only: share of sessions that end with an item drawn each epoch, which alone is to be "
+        "guessed: as when recommending",
+    )
+
+    attend_hidden: bool = Field(
+        True,
+        description="bert4rec only: let items attend to hidden ones, which say nothing but where they are; false: "
+        "each is read by itself alone, so that training reads sessions as recommending does",
     )
 
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW")

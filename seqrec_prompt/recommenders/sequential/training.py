@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
@@ -23,7 +24,7 @@ from seqrec_prompt.artifacts import atomic_file, is_done, recover
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.errors import ArtifactError, DataError, ModelError
 from seqrec_prompt.ragged import LongArray
-from seqrec_prompt.recommenders.sequential.batches import Batch, masked_items, next_items, orders
+from seqrec_prompt.recommenders.sequential.batches import Batch, masked_items, next_items, orders, shortened
 from seqrec_prompt.recommenders.sequential.model import SequentialModel
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 
@@ -180,10 +181,13 @@ def _epoch(
     torch.manual_seed(int(draw.integers(2**62)) + accelerator.process_index)
     network.train()
     total, positions = torch.zeros((), device=accelerator.device), 0
+    last = np.zeros(len(sessions), np.bool_)
+    if model.mask is not None:
+        sessions, last = shortened(sessions, config.mask_last, draw)
     batches = orders(sessions.lengths, config.batch_size, draw)
     for step, which in enumerate(batches, epoch * len(batches)):
         # Every process makes the whole batch, from the same numbers, and takes its share.
-        batch, share = _batch(model, sessions.take(which), draw, accelerator)
+        batch, share = _batch(model, sessions.take(which), last[which], draw, accelerator)
         loss = network(*share)
         # DDP averages gradients over processes; the sum of the shares is wanted.
         accelerator.backward(loss * (accelerator.num_processes / len(batch.asked)))
@@ -224,14 +228,18 @@ def _averaged(model: SequentialModel, ema: Weights) -> Iterator[None]:
 
 
 def _batch(
-    model: SequentialModel, sessions: Sessions, draw: np.random.Generator, accelerator: Accelerator
+    model: SequentialModel,
+    sessions: Sessions,
+    last: npt.NDArray[np.bool_],
+    draw: np.random.Generator,
+    accelerator: Accelerator,
 ) -> tuple[Batch, list[torch.Tensor]]:
     """The batch of all processes and the tensors of this one's sessions."""
     config = model.config
     if model.mask is None:
         batch = next_items(sessions)
     else:
-        batch = masked_items(sessions, model.n_items, config.mask_probability, config.mask_last, draw)
+        batch = masked_items(sessions, model.n_items, config.mask_probability, last, draw)
     mine = batch if accelerator.num_processes == 1 else _share(batch, accelerator)
     arrays: list[LongArray] = [mine.inputs, mine.lengths, mine.asked, mine.targets]
     return batch, [torch.from_numpy(array).to(accelerator.device, non_blocking=True) for array in arrays]

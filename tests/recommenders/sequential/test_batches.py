@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.recommenders.sequential.batches import by_length, masked_items, next_items, orders, padded
+from seqrec_prompt.recommenders.sequential.batches import by_length, masked_items, next_items, orders, padded, shortened
 
 DRAW = np.random.default_rng(3)
 LISTS = [DRAW.integers(1, 40, size=n).tolist() for n in DRAW.integers(2, 30, 500)]
@@ -55,7 +55,8 @@ def test_every_next_item_is_told_once_from_those_before_it():
 
 
 def test_hidden_items_are_told_and_the_others_shown():
-    batch = masked_items(SESSIONS, MASK, 0.3, 0.2, np.random.default_rng(0))
+    last = np.arange(len(LISTS)) % 5 == 0
+    batch = masked_items(SESSIONS, MASK, 0.3, last, np.random.default_rng(0))
     width = batch.inputs.shape[1]
     rows, places = np.divmod(batch.asked, width)
     told = dict(zip(zip(rows.tolist(), places.tolist(), strict=True), batch.targets.tolist(), strict=True))
@@ -64,19 +65,35 @@ def test_hidden_items_are_told_and_the_others_shown():
             assert told.get((row, place), item) == item
             assert batch.inputs[row, place] == (MASK if (row, place) in told else item)
         assert not batch.inputs[row, len(items) :].any()
+        if last[row]:
+            assert np.flatnonzero(batch.inputs[row, : len(items)] == MASK).tolist() == [len(items) - 1]
     assert set(rows.tolist()) == set(range(len(LISTS))), "each session tells something"
-    last_alone = [
-        np.flatnonzero(batch.inputs[i, : len(s)] == MASK).tolist() == [len(s) - 1] for i, s in enumerate(LISTS)
-    ]
-    assert 0.2 < np.mean(last_alone) < 0.4
     assert len(told) / SESSIONS.lengths.sum() == pytest.approx(0.3 * 0.8, abs=0.04)
 
 
 def test_shares_of_masks_at_their_ends():
-    last = masked_items(SESSIONS, MASK, 0.9, 1, np.random.default_rng(0))
+    none, every = np.zeros(len(LISTS), np.bool_), np.ones(len(LISTS), np.bool_)
+    last = masked_items(SESSIONS, MASK, 0.9, every, np.random.default_rng(0))
     assert last.targets.tolist() == [items[-1] for items in LISTS]
-    all_random = masked_items(SESSIONS, MASK, 0.9, 0, np.random.default_rng(0))
+    all_random = masked_items(SESSIONS, MASK, 0.9, none, np.random.default_rng(0))
     assert len(all_random.asked) / SESSIONS.lengths.sum() == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_share_of_sessions_ends_with_any_item_but_the_first():
+    draw, few = np.random.default_rng(0), SESSIONS.take(np.arange(20))
+    ends: list[set[int]] = [set() for _ in range(20)]
+    shares = []
+    for _ in range(2000):
+        cut, drawn = shortened(few, 0.7, draw)
+        shares.append(drawn.mean())
+        for row, items in enumerate(LISTS[:20]):
+            kept = cut[row].tolist()
+            assert kept == items[: len(kept)]
+            assert drawn[row] or kept == items
+            if drawn[row]:
+                ends[row].add(len(kept))
+    assert np.mean(shares) == pytest.approx(0.7, abs=0.01)
+    assert ends == [set(range(2, len(items) + 1)) for items in LISTS[:20]]
 
 
 def test_sessions_of_like_length_are_read_together():

@@ -1,0 +1,62 @@
+"""Encoders as they start, before any training."""
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from seqrec_prompt.recommenders.sequential.embedding import Learned
+from seqrec_prompt.recommenders.sequential.model import SequentialModel
+from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
+
+ITEMS, DIM, LENGTH = 200, 32, 5
+
+
+def nearness_to_the_mean(kind, **settings):
+    """Mean cosine of 300 sessions' states and the means of their items' vectors, each at unit length."""
+    torch.manual_seed(1)
+    matrix = torch.randn(ITEMS, DIM) * 0.1
+    model = SequentialModel(kind, SequentialConfig(dim=DIM, **settings), Learned(matrix)).eval()
+    inputs = torch.randint(0, ITEMS, (300, LENGTH))
+    mean = F.normalize(matrix, dim=1)[inputs].mean(dim=1)
+    if kind == "bert4rec":
+        inputs = torch.cat([inputs, torch.full((300, 1), ITEMS)], dim=1)
+    with torch.no_grad():
+        states = model.states(matrix, inputs, torch.full((300,), inputs.shape[1]))[:, -1]
+    return float(F.cosine_similarity(states, mean, dim=1).mean())
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "bert4rec"])
+@pytest.mark.parametrize(("layers", "heads"), [(1, 1), (2, 2), (2, 4)])
+def test_sessions_start_near_the_mean_of_their_items_only_if_told(kind, layers, heads):
+    random = nearness_to_the_mean(kind, layers=layers, heads=heads)
+    average = nearness_to_the_mean(kind, layers=layers, heads=heads, layers_start="average")
+    assert average > 0.5
+    assert random < 0.5
+    assert average > random + 0.3
+
+
+@pytest.mark.parametrize("attend", [True, False])
+def test_hidden_items_are_read_by_others_only_if_told(attend):
+    torch.manual_seed(2)
+    matrix = torch.randn(ITEMS, DIM)
+    config = SequentialConfig(dim=DIM, heads=2, attend_hidden=attend)
+    model = SequentialModel("bert4rec", config, Learned(matrix)).eval()
+    inputs = torch.randint(0, ITEMS, (40, LENGTH))
+    inputs[:, [1, 3]] = ITEMS
+    lengths = torch.tensor([LENGTH, LENGTH - 1] * 20)
+    shown = (inputs < ITEMS) & (torch.arange(LENGTH) < lengths[:, None])
+    before = []
+    with torch.no_grad():
+        for value in (0.0, 1.0):
+            model.mask.fill_(value)
+            before.append(model.states(matrix, inputs, lengths))
+    # What stands for a hidden item moves the states of others, or not; its own it always moves.
+    assert torch.equal(before[0][shown], before[1][shown]) is not attend
+    assert not torch.allclose(before[0][:, 1], before[1][:, 1])
+    # A hidden item is told from the items shown alone, as if no other were hidden.
+    model.mask.data.normal_()
+    with torch.no_grad():
+        both = model.states(matrix, inputs, lengths)[:, 3]
+        inputs[:, 1] = 7
+        one = model.states(matrix, inputs, lengths)[:, 3]
+    assert not torch.allclose(both, one)
