@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 
-# What a block's layers after attention weigh at the start 'average', beside Xavier's.
+# What weights that are not to matter at the start 'average' keep of a random start's size.
 QUIET = 0.1
 
 
@@ -110,6 +110,20 @@ class GRU(nn.Module):
         self.gru = nn.GRU(config.dim, config.dim, config.layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.dim)
+        if config.layers_start == "average":
+            self._start_as_average()
+
+    @torch.no_grad()
+    def _start_as_average(self) -> None:
+        """Let every layer start as h ← (1 − z) tanh(x) + z h with z near ½: newer items weigh more in its average."""
+        for name, weight in self.gru.named_parameters():
+            reset, update, new = weight.chunk(3)
+            reset *= QUIET
+            update *= QUIET
+            if name.startswith("weight_ih"):
+                nn.init.eye_(new)
+            else:
+                new *= QUIET
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """x: (B, L, d) → (B, L, d)."""

@@ -52,8 +52,8 @@ class SequentialConfig(Config):
     heads: int = Field(1, ge=1, description="attention heads; not used by gru4rec")
     layers_start: Literal["random", "average"] = Field(
         "random",
-        description="sasrec and bert4rec: layers at random; or such that a session starts near the mean of its items, "
-        "from which training takes fewer epochs (after Trockman & Kolter, 2023)",
+        description="layers at random; or such that a session starts near the mean of its items, for gru4rec of its "
+        "newest ones, so that LLM embeddings count from the first step (after Trockman & Kolter, 2023)",
     )
     dropout: float = Field(0.2, ge=0, lt=1, description="of item vectors, attention and layers")
     max_items: int = Field(50, ge=1, description="newest items of a session that are read")

@@ -25,7 +25,7 @@ def nearness_to_the_mean(kind, **settings):
     return float(F.cosine_similarity(states, mean, dim=1).mean())
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "bert4rec"])
+@pytest.mark.parametrize("kind", ["sasrec", "bert4rec", "gru4rec"])
 @pytest.mark.parametrize(("layers", "heads"), [(1, 1), (2, 2), (2, 4)])
 def test_sessions_start_near_the_mean_of_their_items_only_if_told(kind, layers, heads):
     random = nearness_to_the_mean(kind, layers=layers, heads=heads)
