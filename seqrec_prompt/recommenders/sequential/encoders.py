@@ -55,13 +55,15 @@ class Block(nn.Module):
         self.out.weight.copy_(rotation.T)
         self.layers[-1].get_parameter("weight").mul_(QUIET)
 
-    def forward(self, x: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
-        """x: (B, L, d). real: (B, 1, 1 or L, L) True where one place reads another; None: all, if causal the past."""
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """x: (B, L, d). mask: of `Transformer.mask`; None: a place reads all, if causal the past."""
         b, length, d = x.shape
         q, k, v = self.qkv(self.before_attention(x)).view(b, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        rate = self.rate if self.training else 0.0
+        rate, causal = self.rate if self.training else 0.0, self.causal and mask is None
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)
         # (B, heads, L, d / heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real, dropout_p=rate, is_causal=self.causal)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate, is_causal=causal)
         x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(b, length, d)))
         states: torch.Tensor = x + self.dropout(self.layers(self.before_layers(x)))
         return states
@@ -73,6 +75,7 @@ class Transformer(nn.Module):
     def __init__(self, config: SequentialConfig, *, causal: bool) -> None:
         super().__init__()
         self.causal, self.attend_hidden = causal, config.attend_hidden
+        self.slopes = config.attention_slopes
         self.positions = Positions(config, more=0 if causal else 1)
         blocks = [Block(config, causal=causal) for _ in range(config.layers)]
         self.blocks = nn.ModuleList(blocks)
@@ -87,17 +90,32 @@ class Transformer(nn.Module):
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """x: (B, L, d), hidden: (B, L) True where an item is to be guessed. Returns (B, L, d)."""
-        real, length = None, x.shape[1]
-        if not self.causal and (not self.attend_hidden or bool((lengths != length).any())):
-            real = (torch.arange(length, device=x.device) < lengths[:, None])[:, None, None]
-            if not self.attend_hidden:
-                itself = torch.eye(length, dtype=torch.bool, device=x.device)
-                real = (real & ~hidden[:, None, None]) | itself
+        mask = self.mask(lengths, hidden)
         x = self.positions(x, lengths)
         for block in self.blocks:
-            x = block(x, real)
+            x = block(x, mask)
         states: torch.Tensor = self.norm(x)
         return states
+
+    def mask(self, lengths: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor | None:
+        """Where one place reads another, or with slopes what is added to that logit of attention.
+
+        (B or 1, heads or 1, L or 1, L); None: all of a session, or of its past if causal.
+        """
+        length, device = hidden.shape[1], hidden.device
+        places = torch.arange(length, device=device)
+        real = None
+        if not self.causal and (not self.attend_hidden or bool((lengths != length).any())):
+            real = (places < lengths[:, None])[:, None, None]
+            if not self.attend_hidden:
+                real = (real & ~hidden[:, None, None]) | torch.eye(length, dtype=torch.bool, device=device)
+        if not self.slopes:
+            return real
+        apart = places[:, None] - places
+        bias = -torch.tensor(self.slopes, device=device)[:, None, None] * apart.abs()
+        if self.causal:
+            real = apart >= 0
+        return bias[None] if real is None else bias.masked_fill(~real, -torch.inf)
 
 
 class GRU(nn.Module):

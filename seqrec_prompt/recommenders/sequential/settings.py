@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,11 @@ class SequentialConfig(Config):
         "random",
         description="layers at random; or such that a session starts near the mean of its items, for gru4rec of its "
         "newest ones, so that LLM embeddings count from the first step (after Trockman & Kolter, 2023)",
+    )
+    attention_slopes: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (),
+        description="one number a head, taken from its logits for every place that an item is farther away (ALiBi; "
+        "Press et al., 2022); none: attention knows how far only by the vectors of places; not used by gru4rec",
     )
     dropout: float = Field(0.2, ge=0, lt=1, description="of item vectors, attention and layers")
     max_items: int = Field(50, ge=1, description="newest items of a session that are read")
@@ -117,6 +122,8 @@ class SequentialConfig(Config):
     def _width_can_be_shared(self) -> SequentialConfig:
         if self.dim % self.heads:
             raise ValueError(f"'dim' {self.dim} is no multiple of 'heads' {self.heads}")
+        if self.attention_slopes and len(self.attention_slopes) != self.heads:
+            raise ValueError(f"'attention_slopes' has {len(self.attention_slopes)} numbers for {self.heads} 'heads'")
         if self.dim == 1 and self.items.start == "alphafuse":
             raise ValueError("start 'alphafuse' needs a 'dim' of 2 or more: one part is frozen, one learned")
         return self

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from seqrec_prompt.recommenders.sequential.embedding import Learned
+from seqrec_prompt.recommenders.sequential.encoders import Transformer
 from seqrec_prompt.recommenders.sequential.model import SequentialModel
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
 
@@ -53,3 +54,50 @@ def test_hidden_items_are_read_by_others_only_if_told(attend):
     # What stands for a hidden item moves the states of others, or not; its own it always moves.
     assert torch.equal(before[0][shown], before[1][shown]) is not attend
     assert not torch.allclose(before[0][:, 1], before[1][:, 1])
+
+
+def test_slopes_are_taken_from_the_logits_by_distance_head_by_head():
+    encoder = Transformer(SequentialConfig(dim=DIM, heads=2, attention_slopes=(0.5, 2)), causal=False)
+    hidden = torch.zeros(1, 3, dtype=torch.bool)
+    half, two = encoder.mask(torch.tensor([3]), hidden)[0]
+    assert half.tolist() == [[0, -0.5, -1], [-0.5, 0, -0.5], [-1, -0.5, 0]]
+    assert two.tolist() == [[0, -2, -4], [-2, 0, -2], [-4, -2, 0]]
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "bert4rec"])
+@pytest.mark.parametrize("attend", [True, False])
+def test_slopes_of_0_change_nothing(kind, attend):
+    torch.manual_seed(3)
+    matrix = torch.randn(ITEMS, DIM)
+    inputs = torch.randint(0, ITEMS, (40, LENGTH))
+    lengths = torch.randint(1, LENGTH + 1, (40,))
+    if kind == "bert4rec":
+        inputs[:, 2] = ITEMS
+    states = []
+    for slopes in ((), (0, 0)):
+        torch.manual_seed(4)
+        config = SequentialConfig(dim=DIM, heads=2, attention_slopes=slopes, attend_hidden=attend)
+        with torch.no_grad():
+            states.append(SequentialModel(kind, config, Learned(matrix)).eval().states(matrix, inputs, lengths))
+    real = torch.arange(LENGTH) < lengths[:, None]
+    assert torch.allclose(states[0][real], states[1][real], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "bert4rec"])
+@pytest.mark.parametrize("slope", [0.0, 1000.0])
+def test_steep_slopes_leave_each_item_to_itself(kind, slope):
+    torch.manual_seed(5)
+    matrix = torch.randn(ITEMS, DIM)
+    config = SequentialConfig(dim=DIM, heads=2, attention_slopes=(slope, slope))
+    model = SequentialModel(kind, config, Learned(matrix)).eval()
+    inputs, lengths = torch.randint(0, ITEMS, (40, LENGTH)), torch.full((40,), LENGTH)
+    other = inputs.clone()
+    other[:, 0] = (other[:, 0] + 1) % ITEMS
+    with torch.no_grad():
+        before, after = (model.states(matrix, read, lengths)[:, -1] for read in (inputs, other))
+    assert torch.allclose(before, after, atol=1e-6) is (slope > 0)
+
+
+def test_slopes_are_one_a_head():
+    with pytest.raises(ValueError, match="1 numbers for 2 'heads'"):
+        SequentialConfig(dim=DIM, heads=2, attention_slopes=(0.5,))
