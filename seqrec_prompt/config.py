@@ -223,14 +223,16 @@ def _optional(field: FieldInfo) -> bool:
 
 
 def _value_type(annotation: Any) -> tuple[Any, bool]:
-    """Strip `| None` and list/tuple from an annotation: (element type, is it a list)."""
+    """Strip `| None`, constraints and list/tuple from an annotation: (element type, is it a list)."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _value_type(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         inner = [a for a in typing.get_args(annotation) if a is not type(None)]
         if len(inner) == 1:
             return _value_type(inner[0])
         return str, False
     if typing.get_origin(annotation) in (list, tuple):
-        return typing.get_args(annotation)[0], True
+        return _value_type(typing.get_args(annotation)[0])[0], True
     return annotation, False
 
 

@@ -1,7 +1,7 @@
 """Configuration: one class gives the flags, the YAML keys, the help and the error messages."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field, model_validator
@@ -24,7 +24,7 @@ class Bake(Config):
     tin: Path = Field(description="what it is baked in")
     baker: str | None = Field(None, description="who bakes")
     spices: tuple[str, ...] = Field((), description="what goes in")
-    turns: tuple[int, ...] = Field((10, 20), description="minutes at which it is turned")
+    turns: tuple[Annotated[int, Field(ge=0)], ...] = Field((10, 20), description="minutes at which it is turned")
     glaze: bool = Field(False, description="brush it")
     oven: Oven = Oven()
     second_oven: Oven | None = Field(None, description="another one")
