@@ -28,10 +28,13 @@ def with_kept_rows(new: Result, old: Result) -> dict[str, Any]:
                 at: {metric: [o for o in lower if rows[o].get("kept") == row["kept"]] for metric, lower in of.items()}
                 for at, of in row["higher_than"].items()
             }
+    measured = {name for name, row in new["rows"].items() if row["seeds"]}
+    earlier_pairs = [pair for pair in old.get("pairs", []) if not measured & {pair["row"], pair["than"]}]
     first = new if new["data"] else old
     return {
         **new,
         "rows": rows,
+        "pairs": [*new["pairs"], *earlier_pairs],
         "seeds": sorted({seed for row in rows.values() for seed in row["seeds"]} | set(new["seeds"])),
         "data": dict(sorted({**old["data"], **new["data"]}.items())),
         "sessions": first["sessions"],

@@ -11,6 +11,7 @@ from typing import Any
 from seqrec_prompt.artifacts import peek_manifest
 from seqrec_prompt.evaluation.tables import HEADINGS, SUPERSCRIPT, aligned, cutoffs, higher_than, letters
 from seqrec_prompt.finetuning.training import hardware
+from seqrec_prompt.reproduction.pairs import compare_pairs, pairs_section
 from seqrec_prompt.reproduction.plans import Expanded, load_paper
 
 VERSIONED = ("seqrec_prompt", "torch", "transformers", "numpy", "scipy", "scikit-learn")
@@ -55,6 +56,7 @@ def result_of(expanded: Expanded, name: str, found: Mapping[int, Mapping[str, An
         "cutoffs": cutoffs(first) if first else [],
         "confidence": first["config"]["statistics"]["confidence"] if first else None,
         "rows": rows,
+        "pairs": compare_pairs(expanded, found),
         "papers": papers,
         "hardware": hardware(),
         "versions": {package: importlib.metadata.version(package) for package in VERSIONED},
@@ -109,6 +111,7 @@ def page(result: Result) -> str:
         head = [f"top {at[1:]}", "", "seeds", *(heading for heading, _ in HEADINGS.values())]
         body = [[kept.get(name, name), *_own(name, row, at, letter)] for name, row in rows.items()]
         parts.append(aligned(head, body))
+    parts += pairs_section(result["pairs"], result["cutoffs"], result["confidence"])
     for name, paper in result["papers"].items():
         parts.append(f"## Beside {paper['cite'].partition(',')[0]}\n")
         marked = f"Columns that say {name} are that paper's figures, not measured here; Δ is ours less theirs."

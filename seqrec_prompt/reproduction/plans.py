@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from seqrec_prompt.artifacts import hash_json
 from seqrec_prompt.config import Config, did_you_mean, listing, load, read_yaml
@@ -43,6 +43,7 @@ class Plan(Config):
     rows: dict[str, list[dict[str, Settings | None]]] = Field(
         min_length=1, description="stages of a row, each {verb: settings}; the last one's output holds its lists"
     )
+    pairs: dict[str, str] = Field({}, description="row → the row that it is compared with over all seeds at once")
     evaluate: Settings = Field(description="the table of a seed")
     report: Settings = Field(description="its page")
 
@@ -53,6 +54,12 @@ class Plan(Config):
         if bad:
             raise ValueError(f"row '{bad[0]}' needs a stage, and a name of letters, digits and '&+-. ': it names files")
         return rows
+
+    @model_validator(mode="after")
+    def _pairs_are_of_rows(self) -> Plan:
+        if problems := unknown("row", [name for pair in self.pairs.items() for name in pair], self.rows):
+            raise ValueError(f"pairs: {problems[0]}")
+        return self
 
     @property
     def hash(self) -> str:

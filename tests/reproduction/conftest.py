@@ -31,6 +31,7 @@ def table(tmp_path):
             "out": "{run}/data",
         },
         "rows": {name: base["rows"][name] for name in rows},
+        "pairs": {"V-SKNN": "MostPopular"},
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
     return {"plan": str(tmp_path / "plan.yaml"), "data": tmp_path / "raw", "out": tmp_path / "out", "epochs": 1}

@@ -76,6 +76,8 @@ def test_a_row_is_compared_with_rows_of_the_same_making_alone(make, tmp_path):
     _, last = make("--only", "MostPopular", "--add", out="third")
     assert last["rows"]["V-SKNN"]["higher_than"]["@10"]["ndcg"] == [], "MostPopular is another one now"
     assert last["rows"]["V-SKNN"]["kept"] == new["rows"]["V-SKNN"]["kept"]
+    assert new["pairs"] == old["pairs"] != []
+    assert last["pairs"] == []
     assert last["rows"]["GRU4Rec"]["kept"]["command"] == new["command"]
     text, names = shown(tmp_path)
     assert names == ["GRU4Rec [1]", "MostPopular", "V-SKNN [2]"]
@@ -93,7 +95,7 @@ def test_rows_whose_lists_are_there_are_compared(make, tmp_path):
 def test_a_row_that_the_plan_has_no_more_stays(make, table, tmp_path):
     make("--only", "V-SKNN")
     plan = yaml.safe_load(Path(table["plan"]).read_text(encoding="utf-8"))
-    del plan["rows"]["V-SKNN"]
+    del plan["rows"]["V-SKNN"], plan["pairs"]
     (tmp_path / "later.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
     make("--only", "MostPopular", "--add", plan=str(tmp_path / "later.yaml"))
     assert shown(tmp_path)[1] == ["GRU4Rec", "MostPopular", "V-SKNN [1]"]

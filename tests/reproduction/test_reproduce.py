@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from scipy.stats import permutation_test
 
 from seqrec_prompt import quickstart
 from seqrec_prompt.artifacts import manifest
@@ -246,3 +247,43 @@ def test_marks_say_what_is_higher_in_every_seed(table):
     assert [row[1:3] for row in cells if row[2] in "abc" and row[2]] == [
         [row, letter] for row, letter in zip(rows, "abc", strict=True)
     ] * 2
+
+
+def test_a_pair_is_compared_over_all_seeds_at_once(table):
+    """Against the lists themselves, and scipy's test of each session's mean difference."""
+    config = ReproduceConfig(**table, skip=("GRU4Rec",))
+    (pair,) = reproduce(config)["pairs"]
+    assert (pair["row"], pair["than"], pair["seeds"]) == ("V-SKNN", "MostPopular", [0, 1])
+    gains = {}  # (row, session, seed) → NDCG@10
+    for seed in (0, 1):
+        run = config.out / f"seed-{seed}"
+        data = Dataset.load(run / "data")
+        target = {session: data.catalog.ids[item] for session, item in zip(*_sessions_and_targets(data), strict=True)}
+        for row in ("V-SKNN", "MostPopular"):
+            gains |= {(row, session, seed): 0.0 for session in target}
+            for one in pq.read_table(run / f"{row}.parquet").to_pylist():
+                if one["item_id"] == target[one["session_id"]] and one["rank"] <= 10:
+                    gains[row, one["session_id"], seed] = 1 / math.log2(one["rank"] + 1)
+    apart = [sum(gains["V-SKNN", s, seed] - gains["MostPopular", s, seed] for seed in (0, 1)) / 2 for s in target]
+    found = pair["@10"]["ndcg"]
+    assert found["difference"] == pytest.approx(sum(apart) / len(apart), abs=1e-12)
+    assert found["than"] == pytest.approx(
+        sum(gains["MostPopular", s, seed] for s in target for seed in (0, 1)) / 2 / len(apart), abs=1e-12
+    )
+    low, high = found["interval"]
+    assert low < found["difference"] < high
+    oracle = permutation_test((np.array(apart),), np.mean, permutation_type="samples", n_resamples=9999, random_state=0)
+    assert found["p"] == found["p_holm"] == pytest.approx(oracle.pvalue, abs=0.01)
+    page = (config.out / "results.md").read_text(encoding="utf-8")
+    assert f"{found['difference']:+.4f} ({found['difference'] / found['than']:+.1%})" in page.partition("## Pairs")[2]
+
+
+def _sessions_and_targets(data):
+    return data.split.test.prompts.ids, data.split.test.targets
+
+
+def test_a_pair_names_rows(table, tmp_path):
+    plan = yaml.safe_load((tmp_path / "plan.yaml").read_text(encoding="utf-8")) | {"pairs": {"V-SKNN": "MostPopula"}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"pairs: there is no row 'MostPopula': did you mean 'MostPopular'\?"):
+        reproduce(ReproduceConfig(**table))

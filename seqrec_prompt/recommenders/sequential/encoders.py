@@ -119,12 +119,16 @@ class Transformer(nn.Module):
 
 
 class GRU(nn.Module):
-    """GRU4Rec (Hidasi et al., 2016) on whole sessions; it needs no positions."""
+    """GRU4Rec (Hidasi et al., 2016) on whole sessions; it needs no positions.
+
+    It reads items at the length of a random start: at `items.scale` times that length its tanh would tell the entries
+    of LLM embeddings by little more than their signs.
+    """
 
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__()
         between = config.dropout if config.layers > 1 else 0.0
-        self.scale = config.dim**0.5
+        self.scale = config.dim**0.5 / config.items.scale
         self.gru = nn.GRU(config.dim, config.dim, config.layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.dim)

@@ -36,6 +36,19 @@ def test_sessions_start_near_the_mean_of_their_items_only_if_told(kind, layers, 
     assert average > random + 0.3
 
 
+def test_gru4rec_reads_llm_embeddings_at_the_length_of_a_random_start():
+    states = []
+    for scale in (1, 8):
+        torch.manual_seed(6)
+        matrix = torch.randn(ITEMS, DIM) * scale
+        config = SequentialConfig(dim=DIM, items={"start": "llm_init", "scale": scale})
+        model = SequentialModel("gru4rec", config, Learned(matrix)).eval()
+        inputs = torch.arange(20).reshape(4, LENGTH)
+        with torch.no_grad():
+            states.append(model.states(matrix, inputs, torch.full((4,), LENGTH)))
+    assert torch.allclose(states[0], states[1], atol=1e-5)
+
+
 @pytest.mark.parametrize("attend", [True, False])
 def test_hidden_items_are_read_by_others_only_if_told(attend):
     torch.manual_seed(2)
