@@ -31,6 +31,7 @@ def test_a_killed_table_ends_as_an_unbroken_one(server, dataset_dir, tmp_path):
         "seeds": [0],
         "prepare": files | {"split": "leave_one_out", "out": "{run}/data"},
         "rows": {name: base["rows"][name] for name in ROWS},
+        "pairs": {},
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
 
