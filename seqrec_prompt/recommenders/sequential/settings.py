@@ -55,7 +55,7 @@ class SequentialConfig(Config):
         description="layers at random; or such that a session starts near the mean of its items, for gru4rec of its "
         "newest ones, so that LLM embeddings count from the first step (after Trockman & Kolter, 2023)",
     )
-    attention_slopes: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+    attention_slopes: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(
         (),
         description="one number a head, taken from its logits for every place that an item is farther away (ALiBi; "
         "Press et al., 2022); none: attention knows how far only by the vectors of places; not used by gru4rec",

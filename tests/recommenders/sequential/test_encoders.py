@@ -111,6 +111,8 @@ def test_steep_slopes_leave_each_item_to_itself(kind, slope):
     assert torch.allclose(before, after, atol=1e-6) is (slope > 0)
 
 
-def test_slopes_are_one_a_head():
+def test_slopes_are_one_a_head_and_finite():
     with pytest.raises(ValueError, match="1 numbers for 2 'heads'"):
         SequentialConfig(dim=DIM, heads=2, attention_slopes=(0.5,))
+    with pytest.raises(ValueError, match="finite"):
+        SequentialConfig(dim=DIM, attention_slopes=(float("inf"),))
