@@ -61,6 +61,7 @@ def write_page(out: Path) -> None:
     for part, write in (
         ("speed", _speed),
         ("proof", _proof),
+        ("tuned", _proof),
         ("joint", _joint),
         ("peers", _peers),
         ("vocabulary", _speed),
@@ -78,6 +79,7 @@ def write_page(out: Path) -> None:
 TITLES = {
     "speed": "Speed and proof",
     "proof": "All test sessions",
+    "tuned": "All test sessions, with a tuned adapter",
     "joint": "Joint scores of a tuned adapter",
     "peers": "Against peers, eight sessions",
     "vocabulary": "A vocabulary of 151,936",

@@ -5,10 +5,9 @@ python eval/benchmarks/decoding.py proof --lists runs/beauty/all.parquet
 python eval/benchmarks/decoding.py joint --lists runs/sample/joint.parquet runs/beauty/joint.parquet
 python eval/benchmarks/decoding.py page --out eval/results/decoding
 
-`proof` reads what `recommend` wrote for the test sessions: the share of lists that are certified; `joint` the same of
-lists by --scoring joint with a tuned adapter. Each part writes one
-JSON file into --out; `page` writes decoding.md from what is there. Times are wall clock on the machine the page names;
-compare them within a page only.
+`proof` reads what `recommend` wrote for the test sessions: the share of lists that are certified; `tuned` the same of
+lists by a tuned adapter, `joint` of such by --scoring joint. Each part writes one JSON file into --out; `page` writes
+decoding.md from what is there. Times are wall clock on the machine the page names; compare them within a page only.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from seqrec_prompt.recommenders import files
 K = 20
 LARGE_VOCABULARY = 151_936
 PEER_SETTINGS = ("limit", "peers")
-SETTINGS = {"peers": PEER_SETTINGS, "proof": ("lists",), "joint": ("lists",)}
+SETTINGS = {"peers": PEER_SETTINGS, "proof": ("lists",), "tuned": ("lists",), "joint": ("lists",)}
 PEERS = ("llguidance", "xgrammar", "sample", "beam-alone", "beam")
 
 
@@ -208,7 +207,8 @@ def _proved(path: Path) -> dict[str, Any]:
     }
 
 
-PARTS = {"speed": speed, "peers": against_peers, "vocabulary": vocabulary, "proof": proof, "joint": proof}
+PARTS = {"speed": speed, "peers": against_peers, "vocabulary": vocabulary}
+PARTS |= dict.fromkeys(("proof", "tuned", "joint"), proof)
 
 
 def main() -> None:
