@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 from seqrec_prompt.artifacts import peek_manifest
 from seqrec_prompt.evaluation.tables import HEADINGS, SUPERSCRIPT, aligned, cutoffs, higher_than, letters
-from seqrec_prompt.finetuning.training import hardware
+from seqrec_prompt.finetuning.training import LOG, hardware
 from seqrec_prompt.reproduction.pairs import compare_pairs, pairs_section
-from seqrec_prompt.reproduction.plans import Expanded, load_paper
+from seqrec_prompt.reproduction.plans import Expanded, Stage, load_paper
 
 VERSIONED = ("seqrec_prompt", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 NOT_RUN = "not run"
@@ -38,6 +39,10 @@ def result_of(expanded: Expanded, name: str, found: Mapping[int, Mapping[str, An
             "made_from": [one["made_from"] for one in of_row.values()],
             "commands": [stage.step.command for stage in expanded.needed([row], expanded.seeds[:1])],
         }
+        if training := [
+            one for stage in expanded.stages if stage.row == row and stage.seed in of_row for one in _training(stage)
+        ]:
+            rows[row]["training"] = training
     papers = {}
     for paper, table in plan.papers.items():
         published = load_paper(paper)
@@ -61,6 +66,14 @@ def result_of(expanded: Expanded, name: str, found: Mapping[int, Mapping[str, An
         "hardware": hardware(),
         "versions": {package: importlib.metadata.version(package) for package in VERSIONED},
     }
+
+
+def _training(stage: Stage) -> Iterator[dict[str, Any]]:
+    """Yield what is known of an LLM's training: its facts and its losses, which outlive the adapter."""
+    log = stage.out / LOG
+    if log.exists() and (made := peek_manifest(stage.out)):
+        losses = [[one["step"], one["loss"]] for one in json.loads(log.read_text(encoding="utf-8")) if "loss" in one]
+        yield {"seed": stage.seed, "stage": made["stage"], "facts": made["facts"], "losses": losses}
 
 
 def _higher_than(row: str, found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
@@ -117,7 +130,11 @@ def page(result: Result) -> str:
         marked = f"Columns that say {name} are that paper's figures, not measured here; Δ is ours less theirs."
         parts.append(f"{paper['cite']}. {paper['about']} {marked}\n")
         parts += [_beside(rows, name, at, figures) for at, figures in paper["figures"].items()]
-    parts += [f"{_made(result)} The commands and hashes of every row are in the JSON file beside this page."]
+    parts += [line for name, row in rows.items() for line in _trained(name, row)]
+    parts += [
+        f"{_made(result)} The commands and hashes of every row, and each LLM's losses, are in the JSON file beside "
+        "this page."
+    ]
     for number, how in enumerate(makings, 1):
         names = ", ".join(name for name in kept if rows[name]["kept"] == how)
         plan = "the same plan" if how["plan_hash"] == result["plan_hash"] else "an earlier plan"
@@ -142,6 +159,18 @@ def _own(name: str, row: Mapping[str, Any], at: str, letter: Mapping[str, str]) 
         marks = "".join(letter.get(lower, "") for lower in row["higher_than"][at][metric])
         cells.append(_spread(row["metrics"][at][metric], digits) + marks.translate(SUPERSCRIPT))
     return [letter.get(name, ""), str(len(row["seeds"])), *cells]
+
+
+def _trained(name: str, row: Mapping[str, Any]) -> Iterator[str]:
+    """Write a line for each training of an LLM: how long, on what, to which loss, and which adapter came of it."""
+    for one in row.get("training", ()):
+        facts, made = one["facts"], row["made_from"][row["seeds"].index(one["seed"])]
+        adapter = f"; adapter {made['adapter'][:12]}" if "adapter" in made else ""
+        yield (
+            f"{name}, seed {one['seed']}, `{one['stage']}`: {facts['steps']:,} steps in {facts['seconds'] / 60:.0f} "
+            f"minutes ({facts['hardware']}, {facts['dtype']}), loss {facts['loss'][0]:.2f} → {facts['loss'][-1]:.2f}"
+            f"{adapter}.\n"
+        )
 
 
 def _beside(rows: Mapping[str, Any], paper: str, at: str, figures: Mapping[str, Mapping[str, float]]) -> str:

@@ -19,6 +19,7 @@ from seqrec_prompt.cli import main
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.errors import ConfigError, StageError
+from seqrec_prompt.recommenders.files import read_file_manifest
 from seqrec_prompt.reproduction.plans import load_paper, load_plan
 from seqrec_prompt.reproduction.reproduce import ReproduceConfig, reproduce
 
@@ -95,6 +96,20 @@ def test_most_popular_is_what_the_raw_files_say(whole):
     assert found["ndcg"][0] == pytest.approx(sum(gains) / SESSIONS, abs=1e-12)
     assert found["hr"][0] == pytest.approx(sum(gain > 0 for gain in gains) / SESSIONS, abs=1e-12)
     assert sum(gains) > 0
+
+
+def test_an_llms_training_outlives_its_adapter(whole):
+    """Its losses, as the trainer logged them, and the adapter's hash, in words on the page."""
+    config, result = whole
+    [training] = result["rows"]["LLMSeqPrompt"]["training"]
+    adapter = config.out / "seed-0" / "LLMSeqPrompt"
+    log = json.loads((adapter / "log.json").read_text(encoding="utf-8"))
+    assert training["losses"] == [[entry["step"], entry["loss"]] for entry in log if "loss" in entry] != []
+    lists = read_file_manifest(config.out / "seed-0" / "LLMSeqPrompt.parquet")
+    page = (config.out / "results.md").read_text(encoding="utf-8")
+    [line] = [line for line in page.splitlines() if line.startswith("LLMSeqPrompt, seed 0, `finetune`: 1 steps in ")]
+    assert line.endswith(f"; adapter {lists['inputs']['adapter'][:12]}.")
+    assert [name for name, row in result["rows"].items() if "training" in row] == ["LLMSeqPrompt"]
 
 
 def test_what_is_done_is_not_done_again(whole, capsys):
