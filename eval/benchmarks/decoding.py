@@ -203,7 +203,7 @@ def _proved(path: Path) -> dict[str, Any]:
         "median_gap": float(np.median(lists.gap)),
         "duplicates": len(lists.items) - distinct,
         "facts": made["facts"],
-        "settings": {name: made["config"][name] for name in settings} | {"data": "/".join(place.parts[-2:])},
+        "settings": {name: made["config"].get(name) for name in settings} | {"data": "/".join(place.parts[-2:])},
     }
 
 
