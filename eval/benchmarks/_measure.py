@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from seqrec_prompt.artifacts import write_text
+from seqrec_prompt.finetuning.training import hardware
 
 
 def stamp(given: argparse.Namespace, part: str, *more: str) -> dict[str, Any]:
@@ -34,14 +33,6 @@ def stamp(given: argparse.Namespace, part: str, *more: str) -> dict[str, Any]:
 def commit() -> str:
     """The commit that is checked out, with a + when the package has changed since."""
     return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "seqrec_prompt") else "")
-
-
-def hardware() -> str:
-    """The GPU's name, or how many CPU threads torch uses."""
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    cores = torch.get_num_threads()
-    return f"CPU, {cores} core" + "s" * (cores > 1)
 
 
 def _git(*words: str) -> str:

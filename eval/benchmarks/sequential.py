@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import commit, hardware, table
+from _measure import commit, table
 from scipy import stats
 
 from seqrec_prompt.artifacts import write_json, write_text
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.evaluation.metrics import evaluate_lists
+from seqrec_prompt.finetuning.training import hardware
 from seqrec_prompt.recommenders import files
 from seqrec_prompt.recommenders.fit import FitConfig, build, fit
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
@@ -100,16 +101,16 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
     [place] = given.data
     data = Dataset.load(place)
     rows = [ours(data, kind, dtype) for kind in ("sasrec", "bert4rec") for dtype in ("float32", "bfloat16")]
-    script = Path(__file__).with_name("sequential_peers.py")
+    script, failed = Path(__file__).with_name("sequential_peers.py"), {}
     for peer in given.peers:
         name, _, python = peer.partition("=")
         command = [python, str(script), name, str(place), json.dumps(EQUAL), str(USERS)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"{name}: {done.stderr.strip().splitlines()[-1]}")
         rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        print(*rows[-2:], sep="\n", flush=True)
-    return {"rows": rows, "settings": EQUAL, "hardware": hardware()}
+        if done.returncode:
+            failed[name] = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        print(failed.get(name, rows[-1]), flush=True)
+    return {"rows": rows, "failed": failed, "settings": EQUAL, "hardware": hardware()}
 
 
 def ours(data: Dataset, kind: str, precision: str) -> dict[str, Any]:
@@ -192,6 +193,7 @@ def _speed(result: dict[str, Any]) -> list[str]:
         "",
         *table(["model", "CPU-seconds a step", "times ours", "users a CPU-second", "ours, times theirs"], rows),
         "",
+        *(f"Not measured to its end: {name}. {why}\n" for name, why in result.get("failed", {}).items()),
         f"`{result['command']}`, commit {result['commit']}; {result['hardware']}; torch {result['torch']}.",
     ]
 

@@ -215,10 +215,13 @@ def _use_all_cores() -> None:
 
 
 def hardware() -> str:
-    """Name the GPU, or how many CPU cores there are."""
+    """Name the GPU, or how many CPU cores torch computes on, which may be fewer than there are."""
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cores = torch.get_num_threads()
+    return f"CPU, {cores} core" + "s" * (cores > 1)
 
 
 def losses(facts: dict[str, Any], unit: str) -> str:
