@@ -28,7 +28,7 @@ from seqrec_prompt.locks import locked
 from seqrec_prompt.recommenders.nearest.embedding_neighbors import EmbeddingNeighborsConfig
 from seqrec_prompt.recommenders.nearest.similarity import SessionVectorConfig, SimilarityConfig
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
-from seqrec_prompt.recommenders.settings import SECTIONS, BlendConfig, NeighborsConfig, SwitchConfig
+from seqrec_prompt.recommenders.settings import SECTIONS, BlendConfig, Embeddings, NeighborsConfig, SwitchConfig
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
@@ -58,10 +58,10 @@ class FitConfig(Config):
         "blend",
         "switch",
     ] = Field(description="what to fit")
-    embeddings: Path | None = Field(
-        None,
-        description="directory made by 'embed' of this catalog: for llm-seq-sim, embedding-sknn, and where "
-        "sequential.items.start is not random",
+    embeddings: Embeddings = Field(
+        (),
+        description="directories made by 'embed' of this catalog, several side by side: for llm-seq-sim, "
+        "embedding-sknn, and where sequential.items.start is not random",
     )
     out: Path = Field(description="directory to write")
     sessions: Literal["train", "before_test"] = Field(
@@ -85,7 +85,7 @@ class FitConfig(Config):
         given = given.model_dump(exclude_unset=True) if isinstance(given, SequentialConfig) else given
         sequential = SECTIONS.get(str(values.get("recommender"))) == "sequential"
         items = given.get("items", {}) if isinstance(given, dict) else None
-        if values.get("embeddings") is None or not sequential or not isinstance(items, dict):
+        if not values.get("embeddings") or not sequential or not isinstance(items, dict):
             return values
         return values | {"sequential": given | {"items": {"start": "llm_init"} | items}}
 
@@ -96,7 +96,7 @@ class FitConfig(Config):
         if strange:
             raise ValueError(f"'{strange[0]}' holds no settings of '{self.recommender}': leave it out")
         needs = self.recommender in FROM_EMBEDDINGS or self.sequential.items.start != "random"
-        if needs != (self.embeddings is not None):
+        if needs != bool(self.embeddings):
             wanted = "needs --embeddings, made by 'embed'" if needs else "knows no 'embeddings'"
             what = f" with sequential.items.start '{self.sequential.items.start}'" if used == "sequential" else ""
             raise ValueError(f"'{self.recommender}'{what} {wanted}")
@@ -130,14 +130,14 @@ def fit(config: FitConfig) -> Path:
 
     data = Dataset.load(config.data)
     parts_at = {f"{config.recommender}.parts {i}": part for i, part in enumerate(config.parts, 1)}
-    refuse_inputs_inside(config.out, {"data": config.data, "embeddings": config.embeddings, **parts_at})
+    embeddings_at = {f"embeddings {i}": place for i, place in enumerate(config.embeddings, 1)}
+    refuse_inputs_inside(config.out, {"data": config.data, **embeddings_at, **parts_at})
     inputs, table = {"data": data.hash}, None
-    if config.embeddings is not None:
+    if config.embeddings:
         from seqrec_prompt.embeddings.reduce import ARRAYS, load_reduction
-        from seqrec_prompt.embeddings.table import VECTORS, EmbeddingTable
+        from seqrec_prompt.embeddings.table import load_tables
 
-        table = EmbeddingTable.load(config.embeddings, data.catalog)
-        inputs["embeddings"] = hash_file(config.embeddings / VECTORS)
+        table, inputs["embeddings"] = load_tables(config.embeddings, data.catalog)
         settings = getattr(config, section := SECTIONS[config.recommender])
         if isinstance(settings, SessionVectorConfig) and settings.reduce and settings.reduce.source:
             load_reduction(settings.reduce.source)  # which tells what is wrong with it

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from seqrec_prompt.config import Config
+
+
+def _several(value: Any) -> Any:
+    return () if value is None else (value,) if isinstance(value, str | Path) else value
+
+
+# Directories made by 'embed'; one need not stand in a list.
+Embeddings = Annotated[tuple[Path, ...], BeforeValidator(_several)]
 
 Decay = Literal[
     "none",

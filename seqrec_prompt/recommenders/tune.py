@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from seqrec_prompt.artifacts import MANIFEST, hash_file, is_done, manifest, peek_manifest, same, write_json, write_text
+from seqrec_prompt.artifacts import MANIFEST, is_done, manifest, peek_manifest, same, write_json, write_text
 from seqrec_prompt.config import Config, load
 from seqrec_prompt.errors import ConfigError, DataError, MissingExtraError, SeqrecError
 from seqrec_prompt.locks import locked
 from seqrec_prompt.recommenders.fit import FitConfig, build
+from seqrec_prompt.recommenders.settings import Embeddings
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
@@ -67,7 +68,7 @@ class TuneConfig(Config):
         description="YAML file, or one of the paper's spaces by name: bert4rec, gru4rec, llm-seq-sim, sasrec, sknn, "
         "v-sknn"
     )
-    embeddings: Path | None = Field(None, description="directory made by 'embed' of this catalog")
+    embeddings: Embeddings = Field((), description="directories made by 'embed' of this catalog, as for 'fit'")
     out: Path = Field(description="directory to write; a search that is there goes on")
     trials: int | None = Field(None, ge=1, description="end after this many trials, earlier runs counted")
     minutes: float | None = Field(None, gt=0, description="begin no trial after these minutes, earlier runs counted")
@@ -117,14 +118,13 @@ def tune(config: TuneConfig) -> Path:
     except ImportError:
         raise MissingExtraError("optuna", 'pip install "seqrec_prompt[tune]"') from None
     from seqrec_prompt.data.dataset import Dataset
-    from seqrec_prompt.embeddings.table import VECTORS, EmbeddingTable
+    from seqrec_prompt.embeddings.table import load_tables
 
     data, space = Dataset.load(config.data), read_space(config.space)
     _fit_config(config, space, {name: _first(value) for name, value in space.settings.items()})  # told before any work
     inputs, table = {"data": data.hash}, None
-    if config.embeddings is not None:
-        table = EmbeddingTable.load(config.embeddings, data.catalog)
-        inputs["embeddings"] = hash_file(config.embeddings / VECTORS)
+    if config.embeddings:
+        table, inputs["embeddings"] = load_tables(config.embeddings, data.catalog)
     wanted = manifest("tune", config.identity() | {"space": space.resolved()}, inputs)
     found = peek_manifest(config.out)
     # The beginning of this very search is not overwritten, but gone on with.

@@ -15,7 +15,7 @@ from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.data.sessions import Holdout, Sessions, Split
 from seqrec_prompt.embeddings.reduce import ReduceConfig
-from seqrec_prompt.embeddings.table import EmbeddingTable
+from seqrec_prompt.embeddings.table import EmbeddingTable, load_tables
 from seqrec_prompt.errors import ArtifactError
 from seqrec_prompt.recommenders import fitted
 from seqrec_prompt.recommenders.fit import FROM_EMBEDDINGS, HYBRIDS, FitConfig, fit
@@ -256,6 +256,34 @@ def test_other_embeddings_in_the_same_place_are_noticed(dataset_dir, embeddings,
     save_file({"vectors": vectors + 1}, embeddings / "embeddings.safetensors")
     with pytest.raises(ArtifactError, match=r"inputs\.embeddings: was"):
         fit(FitConfig(**config))
+
+
+@pytest.mark.parametrize("recommender", ["llm-seq-sim", "embedding-sknn", "sasrec"])
+def test_two_embeddings_are_read_side_by_side(data, dataset_dir, embeddings, tmp_path, recommender):
+    vectors = np.random.default_rng(5).normal(size=(len(data.catalog), 4)).astype(np.float32)
+    EmbeddingTable(vectors, EmbeddingTable.load(embeddings, data.catalog).manifest).save(tmp_path / "second")
+    joined, _ = load_tables([embeddings, tmp_path / "second"], data.catalog)
+    joined.save(tmp_path / "joined")
+    small = ["--sequential.dim", "4", "--sequential.epochs", "1"] if recommender == "sasrec" else []
+
+    def made(name, *places):
+        words = ["--data", str(dataset_dir), "--recommender", recommender, *small, "--embeddings", *map(str, places)]
+        assert main(["fit", *words, "--out", str(tmp_path / name)]) == 0
+        return load_file(tmp_path / name / fitted.ARRAYS)
+
+    two, one = made("two", embeddings, tmp_path / "second"), made("one", tmp_path / "joined")
+    assert set(two) == set(one)
+    assert all(np.array_equal(two[name], one[name]) for name in one)
+    first = made("first", embeddings)
+    assert any(first[name].shape != two[name].shape or not np.array_equal(first[name], two[name]) for name in two)
+    config = {"data": dataset_dir, "recommender": recommender, "out": tmp_path / "two"}
+    settings = {"sequential": {"dim": 4, "epochs": 1}} if small else {}
+    with pytest.raises(ArtifactError, match=r"inputs\.embeddings: was"):
+        fit(FitConfig(**config, **settings, embeddings=(tmp_path / "second", embeddings)))
+    inside = tmp_path / "two" / "table"
+    joined.save(inside)
+    with pytest.raises(ArtifactError, match=r"'embeddings 2' = .*table lies inside 'out'"):
+        fit(FitConfig(**config, **settings, embeddings=[str(embeddings), str(inside)]))
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_what_a_row_needs_comes_before_it_and_once(tmp_path):
 def test_embeddings_that_are_there_are_taken_and_not_made(tmp_path):
     stages = expanded(plan_of(tmp_path), given={"vectors": Path("elsewhere")}).needed(["Near"], [1])
     assert [stage.step.verb for stage in stages] == ["prepare", "fit", "recommend"]
-    assert str(stages[1].step.config.embeddings) == "elsewhere"
+    assert stages[1].step.config.embeddings == (Path("elsewhere"),)
 
 
 def test_names_keep_the_type_of_their_value(tmp_path):
