@@ -127,7 +127,8 @@ def test_a_row_made_with_other_settings_is_not_in_the_table(whole, tmp_path, cap
     other = config.model_copy(update={"out": tmp_path / "table", "only": ("V-SKNN",), "epochs": 2})
     rows = reproduce(other)["rows"]
     models = ["GRU4Rec", "SASRec", "BERT4Rec"]
-    trained = [*models, *(f"LLM2{name}" for name in models), "LLM2SASRec-permuted"]
+    llm = [f"LLM2{name}{start}" for name in models for start in ("", "-SmolLM2", "-both")]
+    trained = [*models, *llm, "LLM2SASRec-permuted"]
     without = [*trained, "LLMSeqSim&Sequential", "LLM2BERT4Rec+LLMSeqSim", "LLM2SASRec+LLMSeqSim"]
     assert [name for name, row in rows.items() if not row["seeds"]] == [n for n in rows if n in without]
     assert f"Not run: {', '.join(n for n in rows if n in without)}." in capsys.readouterr().out
