@@ -72,9 +72,7 @@ def parse(
     given, unknown = parser.parse_known_args(argv)
     overrides = vars(given)
     file = overrides.pop("config")
-    overrides = {
-        name: None if value == "none" and _optional(fields[name]) else value for name, value in overrides.items()
-    }
+    overrides = {name: _given(fields[name], value) for name, value in overrides.items()}
     flags = [*flags_of(cls), "--config", *(switches or ())]
     # A word that follows an unknown flag is its value: one mistake, told once.
     problems = [_unknown(word.split("=")[0], flags) for word in unknown if word.startswith("--")]
@@ -216,6 +214,13 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
         if is_list:
             options["nargs"] = "+"
     parser.add_argument(f"--{_dashed(name)}", **options)
+
+
+def _given(field: FieldInfo, value: Any) -> Any:
+    """A flag's value; 'none' unsets what may be unset, and empties a list that may be empty."""
+    if value not in ("none", ["none"]):
+        return value
+    return None if _optional(field) else () if field.default == () else value
 
 
 def _optional(field: FieldInfo) -> bool:

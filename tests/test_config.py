@@ -28,6 +28,7 @@ class Bake(Config):
     glaze: bool = Field(False, description="brush it")
     oven: Oven = Oven()
     second_oven: Oven | None = Field(None, description="another one")
+    toppings: tuple[str, ...] | None = Field(None, description="what goes on top")
 
     @model_validator(mode="after")
     def _spiced(self):
@@ -102,6 +103,14 @@ def test_none_on_the_command_line_unsets_what_the_file_sets(yaml_file):
     file = yaml_file("flour: 1\ntin: a\nbaker: Ann\n")
     assert bake("--config", str(file), "--baker", "none").baker is None
     assert bake("--flour", "1", "--tin", "none").tin == Path("none")  # where none is no value, it is a word
+
+
+def test_none_on_the_command_line_empties_a_list_that_may_be_empty(yaml_file):
+    file = yaml_file("flour: 1\ntin: a\nspices: [salt]\ntoppings: [nuts]\n")
+    assert bake("--config", str(file), "--spices", "none").spices == ()
+    assert bake("--config", str(file), "--spices", "none", "salt").spices == ("none", "salt")
+    assert bake("--config", str(file), "--toppings", "none").toppings is None
+    assert "'turns.0' = 'none'" in message_of(bake, *NEEDED, "--turns", "none")  # always has some
 
 
 def test_nested_booleans_are_switched_both_ways():
