@@ -17,8 +17,9 @@ HEADINGS = {
     "novelty": ("novelty (bits)", 3),
 }
 Result = Mapping[str, Any]  # what metrics.json holds
-# Rows are named by letters in superscripts; Unicode has no superscript q.
+# Rows are named by letters in superscripts; Unicode has no superscript q, and not all capitals.
 LETTERS = dict(zip("abcdefghijklmnoprstuvwxyz", "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ", strict=True))
+LETTERS |= dict(zip("ABDEGHIJKLMNOPRTUVW", "ᴬᴮᴰᴱᴳᴴᴵᴶᴷᴸᴹᴺᴼᴾᴿᵀᵁⱽᵂ", strict=True))
 SUPERSCRIPT = str.maketrans(LETTERS)
 TEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -37,18 +38,27 @@ def letters(result: Result) -> dict[str, str]:
     return dict(zip(names, LETTERS, strict=False)) if 1 < len(names) <= len(LETTERS) else {}
 
 
+def lower_rows(result: Result, at: str, metric: str) -> dict[str, list[str]]:
+    """Return, for each row, the rows that its value is significantly higher than, in the order of the table."""
+    names = [row["name"] for row in result["recommenders"]]
+    lower: dict[str, set[str]] = {name: set() for name in names}
+    level = 1 - result["config"]["statistics"]["confidence"]
+    for pair in result["pairs"]:
+        compared = pair[at].get(metric)
+        if compared and compared["randomisation_holm"] < level:
+            both = (pair["first"], pair["second"])
+            higher, other = both if compared["difference"] > 0 else both[::-1]
+            lower[higher].add(other)
+    return {name: [other for other in names if other in lower[name]] for name in names}
+
+
 def higher_than(result: Result, at: str, metric: str) -> dict[str, str]:
     """Return, for each row, the letters of the rows that its value is significantly higher than."""
     letter = letters(result)
-    found = dict.fromkeys((row["name"] for row in result["recommenders"]), "")
-    level = 1 - result["config"]["statistics"]["confidence"]
-    for pair in result["pairs"] if letter else ():
-        compared = pair[at].get(metric)
-        if compared and compared["randomisation_holm"] < level:
-            names = (pair["first"], pair["second"])
-            higher, lower = names if compared["difference"] > 0 else names[::-1]
-            found[higher] += letter[lower]
-    return {name: "".join(sorted(marks)) for name, marks in found.items()}
+    return {
+        name: "".join(letter.get(other, "") for other in others)
+        for name, others in lower_rows(result, at, metric).items()
+    }
 
 
 def best(result: Result, at: str, metric: str) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seqrec_prompt.artifacts import peek_manifest
-from seqrec_prompt.evaluation.tables import HEADINGS, SUPERSCRIPT, aligned, cutoffs, higher_than, letters
+from seqrec_prompt.evaluation.tables import HEADINGS, SUPERSCRIPT, aligned, cutoffs, letters, lower_rows
 from seqrec_prompt.finetuning.training import LOG, hardware
 from seqrec_prompt.reproduction.pairs import compare_pairs, pairs_section
 from seqrec_prompt.reproduction.plans import Expanded, Stage, load_paper
@@ -84,9 +84,9 @@ def _higher_than(row: str, found: Sequence[Mapping[str, Any]]) -> dict[str, dict
         for metric in HEADINGS:
             kept: dict[str, bool] = {}
             for result in found:
-                marks = higher_than(result, at, metric)[row]
-                for name, letter in letters(result).items():
-                    kept[name] = kept.get(name, True) and letter in marks
+                lower = lower_rows(result, at, metric)
+                for name in lower:
+                    kept[name] = kept.get(name, True) and name in lower[row]
             higher[at][metric] = [name for name, always in kept.items() if always]
     return higher
 
@@ -106,11 +106,14 @@ def page(result: Result) -> str:
         about += f" {sessions['evaluated']:,} of {sessions['test']:,} test sessions."
     seeds = f"Mean ± standard deviation over the seeds that a row has, of {', '.join(map(str, result['seeds']))}; "
     seeds += "without ±: of one seed, or the same for each."
-    letter = letters({"recommenders": [{"name": name} for name, row in rows.items() if row["seeds"]]})
-    if letter:
+    measured = [{"name": name} for name, row in rows.items() if row["seeds"]]
+    if letter := letters({"recommenders": measured}):
         seeds += " Superscripts name the rows that a value is significantly higher than in every seed that both have: "
         seeds += "paired randomisation test over sessions, Holm over all pairs, "
         seeds += f"p < {1 - result['confidence']:.3g}; coverage belongs to no session and has no test."
+    elif len(measured) > 1:
+        seeds += " More rows than there are letters for superscripts: 'higher_than' in the JSON file beside this page "
+        seeds += "names the rows that each is significantly higher than."
     makings = _makings(rows)
     kept = {name: f"{name} [{makings.index(row['kept']) + 1}]" for name, row in rows.items() if "kept" in row}
     if kept:

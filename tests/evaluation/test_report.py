@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -245,9 +246,30 @@ def test_marks_name_the_rows_that_are_lower(place):
 
 
 def test_more_rows_than_letters_have_none():
-    few, many = ({"recommenders": [{"name": str(i)} for i in range(n)]} for n in (25, 26))
-    assert len(set(tables.letters(few).values())) == 25
+    few, many = ({"recommenders": [{"name": str(i)} for i in range(n)]} for n in (44, 45))
+    letters = tables.letters(few)
+    assert len(set(letters.values())) == 44
+    shown = "".join(letters.values()).translate(tables.SUPERSCRIPT)
+    assert len(set(shown)) == 44
+    assert unicodedata.normalize("NFKC", shown) == "".join(letters.values())  # each is its letter, raised
     assert tables.letters(many) == {}
+
+
+def test_lower_rows_are_told_without_letters_too():
+    names = [str(i) for i in range(45)]
+    config = {"statistics": {"confidence": 0.95}}
+    compared = [("7", "3", 0.2, 0.01), ("0", "7", -0.1, 0.04), ("2", "7", -0.1, 0.06), ("44", "7", 0.3, 0.0)]
+    pairs = [
+        {"first": one, "second": two, "@10": {"ndcg": {"difference": apart, "randomisation_holm": p}}}
+        for one, two, apart, p in compared
+    ]
+    result = {"recommenders": [{"name": name} for name in names], "config": config, "pairs": pairs}
+    assert {row: lower for row, lower in tables.lower_rows(result, "@10", "ndcg").items() if lower} == {
+        "7": ["0", "3"],
+        "44": ["7"],
+    }
+    assert not any(tables.lower_rows(result, "@10", "coverage").values())
+    assert not any(tables.higher_than(result, "@10", "ndcg").values())
 
 
 def test_worst_misses_are_those_that_others_found():

@@ -19,6 +19,7 @@ from seqrec_prompt.cli import main
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.errors import ConfigError, StageError
+from seqrec_prompt.evaluation import tables
 from seqrec_prompt.recommenders.files import read_file_manifest
 from seqrec_prompt.reproduction.plans import load_paper, load_plan
 from seqrec_prompt.reproduction.reproduce import ReproduceConfig, reproduce
@@ -235,8 +236,11 @@ def test_embeddings_are_given_by_name(table, bad):
         ReproduceConfig(**table, embeddings=(bad,))
 
 
-def test_marks_say_what_is_higher_in_every_seed(table):
+@pytest.mark.parametrize("enough", [True, False])
+def test_marks_say_what_is_higher_in_every_seed(table, monkeypatch, enough):
     """Against the evaluations of the seeds: a pair is marked where all of them have it below their level."""
+    if not enough:
+        monkeypatch.setattr(tables, "LETTERS", {"a": "ᵃ", "b": "ᵇ"})
     config = ReproduceConfig(**table)
     result = reproduce(config)
     rows = list(result["rows"])
@@ -260,6 +264,10 @@ def test_marks_say_what_is_higher_in_every_seed(table):
     assert marked > 0
     page = (config.out / "results.md").read_text(encoding="utf-8").partition("## ")[0]
     cells = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("| ")]
+    if not enough:
+        assert "More rows than there are letters for superscripts: 'higher_than' in the JSON file" in page
+        assert not {row[2] for row in cells} & set("ab")
+        return
     assert [row[1:3] for row in cells if row[2] in "abc" and row[2]] == [
         [row, letter] for row, letter in zip(rows, "abc", strict=True)
     ] * 2
