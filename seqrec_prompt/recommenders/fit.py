@@ -59,7 +59,7 @@ class FitConfig(Config):
         "switch",
     ] = Field(description="what to fit")
     embeddings: Embeddings = Field(
-        (),
+        None,
         description="directories made by 'embed' of this catalog, several side by side: for llm-seq-sim, "
         "embedding-sknn, and where sequential.items.start is not random",
     )
@@ -130,7 +130,7 @@ def fit(config: FitConfig) -> Path:
 
     data = Dataset.load(config.data)
     parts_at = {f"{config.recommender}.parts {i}": part for i, part in enumerate(config.parts, 1)}
-    embeddings_at = {f"embeddings {i}": place for i, place in enumerate(config.embeddings, 1)}
+    embeddings_at = {f"embeddings {i}": place for i, place in enumerate(config.embeddings or (), 1)}
     refuse_inputs_inside(config.out, {"data": config.data, **embeddings_at, **parts_at})
     inputs, table = {"data": data.hash}, None
     if config.embeddings:

@@ -11,11 +11,11 @@ from seqrec_prompt.config import Config
 
 
 def _several(value: Any) -> Any:
-    return () if value is None else (value,) if isinstance(value, str | Path) else value
+    return (value,) if isinstance(value, str | Path) else value or None
 
 
-# Directories made by 'embed'; one need not stand in a list.
-Embeddings = Annotated[tuple[Path, ...], BeforeValidator(_several)]
+# Directories made by 'embed'; one need not stand in a list, and an empty list is none.
+Embeddings = Annotated[tuple[Path, ...] | None, BeforeValidator(_several)]
 
 Decay = Literal[
     "none",

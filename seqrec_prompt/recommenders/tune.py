@@ -68,7 +68,7 @@ class TuneConfig(Config):
         description="YAML file, or one of the paper's spaces by name: bert4rec, gru4rec, llm-seq-sim, sasrec, sknn, "
         "v-sknn"
     )
-    embeddings: Embeddings = Field((), description="directories made by 'embed' of this catalog, as for 'fit'")
+    embeddings: Embeddings = Field(None, description="directories made by 'embed' of this catalog, as for 'fit'")
     out: Path = Field(description="directory to write; a search that is there goes on")
     trials: int | None = Field(None, ge=1, description="end after this many trials, earlier runs counted")
     minutes: float | None = Field(None, gt=0, description="begin no trial after these minutes, earlier runs counted")

@@ -249,6 +249,15 @@ def test_embedding_sknn_is_kept_and_recommends_as_it_did(data, dataset_dir, embe
     assert len(ids) > 20
 
 
+def test_one_embedding_need_not_stand_in_a_list_and_an_empty_list_is_none(embeddings):
+    config = {"data": "d", "out": "o", "recommender": "llm-seq-sim"}
+    assert FitConfig(**config, embeddings=str(embeddings)).embeddings == (embeddings,)
+    config["recommender"] = "sknn"
+    # As manifests have it that were written when there could be one at most.
+    assert FitConfig(**config, embeddings=[]).resolved()["embeddings"] is None
+    assert FitConfig(**config).resolved()["embeddings"] is None
+
+
 def test_other_embeddings_in_the_same_place_are_noticed(dataset_dir, embeddings, tmp_path):
     config = {"data": dataset_dir, "recommender": "llm-seq-sim", "embeddings": embeddings, "out": tmp_path / "sim"}
     fit(FitConfig(**config))
