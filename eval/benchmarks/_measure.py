@@ -19,8 +19,10 @@ def stamp(given: argparse.Namespace, part: str, *more: str) -> dict[str, Any]:
     words = ["python", f"eval/benchmarks/{Path(sys.argv[0]).name}", *([part] if part else [])]
     for name in ("model", "adapter", *more, "seed"):
         value = getattr(given, name, None)
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+        if value is None or value is False:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [flag, *map(str, value if isinstance(value, (list, tuple)) else [value])]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {
         "command": " ".join(words),

@@ -1,12 +1,14 @@
 """What the objectives of `finetune` cost and bring: targets a second, and ranking quality after equal time.
 
-python eval/benchmarks/finetuning.py speed quality --data runs/quickstart/data --name "the bundled sample" \
-  --seconds 240 --seeds 0 1 2 --runs runs/objectives --out eval/results/finetuning
-python eval/benchmarks/finetuning.py page --out eval/results/finetuning
+python eval/benchmarks/finetuning.py speed quality --data runs/quickstart/data --seconds 240 --seeds 0 1 2
+python eval/benchmarks/finetuning.py speed quality --data runs/recsys23-0 --set beauty --name Beauty --seconds 600 \
+  --sessions 400 --seeds 0 --max-items 10 --title-tokens 8 --packing --runs runs/objectives-beauty
+python eval/benchmarks/finetuning.py page
 
 `speed` trains a few steps with each objective and with last-item pairs expanded over all prefixes of a session, which
 is what most public code does, all over the same windows. `quality` turns --seconds into steps by those figures, trains
-with every objective and seed, and decodes the same test sessions. A stopped run goes on. `page` writes finetuning.md.
+with every objective and seed, and decodes the same test sessions. A stopped run goes on. Each part writes a JSON file
+into --out, PART-SET.json where --set names other data than the bundled sample; `page` writes finetuning.md from them.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from seqrec_prompt.engines.models import load_tokenizer
 from seqrec_prompt.evaluation.evaluate import EvaluateConfig, evaluate
 from seqrec_prompt.finetuning.examples import windows
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
+from seqrec_prompt.finetuning.packing import PackingCollator
 from seqrec_prompt.finetuning.setup import build_trainer
 from seqrec_prompt.prompting.templates import compile_template
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
@@ -41,10 +44,10 @@ WARM = 2  # first steps of a training, which are slower
 
 def settings(given: argparse.Namespace, out: Path, **more: Any) -> FinetuneConfig:
     """Settings that all trainings share."""
-    template = {"max_items": given.max_items}
+    template = {"max_items": given.max_items, "title_tokens": given.title_tokens}
     return FinetuneConfig(
         data=given.data, model=given.model, out=out, template=template, batch_size=given.batch_size,
-        learning_rate=given.learning_rate, dtype=given.dtype, logging_steps=10, **more,
+        learning_rate=given.learning_rate, dtype=given.dtype, packing=given.packing, logging_steps=10, **more,
     )  # fmt: skip
 
 
@@ -74,8 +77,9 @@ class Counted:
     def __call__(self, examples: list[Any]) -> Any:
         """Collate and count."""
         batch = self.collate(examples)
+        padded = self.collate.padded(examples) if isinstance(self.collate, PackingCollator) else batch
         targets = sum(1 if self.last else len(example["items"]) - 1 for example in examples)
-        self.seen.append((targets, int(batch["attention_mask"].sum()), batch["attention_mask"].numel()))
+        self.seen.append((targets, int(padded["attention_mask"].sum()), batch["input_ids"].numel()))
         return batch
 
 
@@ -105,7 +109,7 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
             }
         )
         print(rows[-1], flush=True)
-    return {"rows": rows, "batch_size": given.batch_size, "steps": given.steps}
+    return {"rows": rows, "batch_size": given.batch_size, "steps": given.steps, "name": given.name}
 
 
 def _over_prefixes(data: Dataset, config: FinetuneConfig) -> Dataset:
@@ -116,7 +120,7 @@ def _over_prefixes(data: Dataset, config: FinetuneConfig) -> Dataset:
 
 def quality(given: argparse.Namespace) -> dict[str, Any]:
     """NDCG and hit rate after --seconds of training, a row an objective and seed."""
-    measured = json.loads((given.out / "speed.json").read_text(encoding="utf-8"))
+    measured = json.loads(_file(given, "speed").read_text(encoding="utf-8"))
     step = {row["name"]: row["step_seconds"] for row in measured["rows"]}
     rows = []
     for seed in given.seeds:
@@ -138,12 +142,18 @@ def quality(given: argparse.Namespace) -> dict[str, Any]:
             )
             print(rows[-1], flush=True)
             result = {"rows": rows, "seconds": given.seconds, "sessions": found["sessions"], "name": given.name}
-            write_json(given.out / "quality.json", result | _stamp(given, "quality"))  # a training takes minutes
+            write_json(_file(given, "quality"), result | _stamp(given, "quality"))  # a training takes minutes
     return result
 
 
+def _file(given: argparse.Namespace, part: str) -> Path:
+    return Path(given.out / f"{part}-{given.set}.json" if given.set else given.out / f"{part}.json")
+
+
 def _stamp(given: argparse.Namespace, part: str) -> dict[str, Any]:
-    return stamp(given, part, "batch_size", "max_items", "learning_rate", "dtype")
+    own = {"speed": ("steps",), "quality": ("seconds", "sessions", "seeds")}[part]
+    shared = ("data", "set", "batch_size", "max_items", "title_tokens", "packing", "learning_rate", "dtype")
+    return stamp(given, part, *shared, *own)
 
 
 def page(out: Path) -> str:
@@ -155,11 +165,13 @@ def page(out: Path) -> str:
         "one sequence. `catalog`: the same sequence, but only its decisions in the catalog's trie, as they are "
         "decoded. Model smollm2 (dequantised 4-bit SmolLM2-135M: no figure of SmolLM2's own), LoRA r = 16.",
     ]
-    parts = {name: out / f"{name}.json" for name in ("speed", "quality")}
-    for name, file in parts.items():
-        if file.exists():
-            result = json.loads(file.read_text(encoding="utf-8"))
-            lines += ["", *(_speed(result) if name == "speed" else _quality(result))]
+    # The bundled sample first, and of the same data its speed first.
+    files = sorted(out.glob("*.json"), key=lambda file: (file.stem.partition("-")[2], file.stem != "speed", file.stem))
+    for file in files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        part = file.stem.partition("-")[0]
+        if part in PARTS:
+            lines += ["", *PARTS[part](result)]
             versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
             lines += ["", f"`{result['command']}`, commit {result['commit']}; {result['hardware']}; {versions}."]
     return "\n".join(lines) + "\n"
@@ -183,8 +195,8 @@ def _speed(result: dict[str, Any]) -> list[str]:
     return [
         "## Targets a second",
         "",
-        f"{result['batch_size']} examples a step, median of {result['steps']} steps. The first row is one pair for "
-        "every prefix of the windows that the last two rows train on whole.",
+        f"{result['name']}: {result['batch_size']} examples a step, median of {result['steps']} steps. The first row "
+        "is one pair for every prefix of the windows that the last two rows train on whole.",
         "",
         *table(head, rows),
     ]
@@ -212,6 +224,9 @@ def _quality(result: dict[str, Any]) -> list[str]:
     ]
 
 
+PARTS = {"speed": _speed, "quality": _quality}
+
+
 def _spread(values: list[float]) -> str:
     mean = f"{statistics.mean(values):.4f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
@@ -223,6 +238,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=["speed", "quality", "page"], help="what to measure")
     parser.add_argument("--data", type=Path, default=Path("runs/quickstart/data"), help="directory made by 'prepare'")
     parser.add_argument("--name", default="The bundled sample", help="what the data are called on the page")
+    parser.add_argument("--set", help="their name in the files; not given: the bundled sample")
     parser.add_argument("--model", default="smollm2", help="hub name, directory, or 'smollm2'")
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"), help="where trainings are kept")
     parser.add_argument("--out", type=Path, default=Path("eval/results/finetuning"), help="directory of the results")
@@ -231,6 +247,8 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=200, help="test sessions that are decoded")
     parser.add_argument("--batch-size", type=int, default=8, help="examples a step")
     parser.add_argument("--max-items", type=int, default=11, help="items of a window, less one")
+    parser.add_argument("--title-tokens", type=int, help="where titles are cut; not given: nowhere")
+    parser.add_argument("--packing", action="store_true", help="several short examples in a row")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--dtype", default="auto", help="of the frozen weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
@@ -239,7 +257,7 @@ def main() -> None:
     for part in given.parts:
         if part != "page":
             found = {"speed": speed, "quality": quality}[part](given)
-            write_json(given.out / f"{part}.json", found | _stamp(given, part))
+            write_json(_file(given, part), found | _stamp(given, part))
     write_text(given.out.with_suffix(".md"), page(given.out))
     print(f"wrote {given.out.with_suffix('.md')}")
 
