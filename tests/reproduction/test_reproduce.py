@@ -32,7 +32,8 @@ def whole(tmp_path_factory, tiny_model):
     """Every row of `online-retail` on the bundled sample, with random embeddings and the least of training."""
     out = tmp_path_factory.mktemp("reproduce") / "table"
     fewer = {"statistics": {"resamples": 100, "sign_flips": 100}}
-    plan = {"base": "online-retail", "evaluate": load_plan("online-retail").evaluate | fewer}
+    few = {"blocks": 1}  # of the tiny model's two
+    plan = {"base": "online-retail", "settings": few, "evaluate": load_plan("online-retail").evaluate | fewer}
     file = out.with_name("plan.yaml")
     file.write_text(yaml.safe_dump(plan), encoding="utf-8")
     settings = {
