@@ -90,16 +90,19 @@ class CatalogTrainer(SessionTrainer):
     ) -> Any:
         """Return the batch's summed loss over the number of target items."""
         decisions = inputs.pop("decisions")
-        outputs = model(
-            **{name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs},
-            use_cache=False,
-            output_hidden_states=True,
-            # No position at all: the LM head runs below, where a decision is read.
-            logits_to_keep=torch.empty(0, dtype=torch.long, device=decisions.device),
-        )
-        states = outputs.hidden_states[-1][decisions[:, 0], decisions[:, 1]]
+        row, position, node, right = decisions.unbind(dim=1)
+        # The LM head reads only the states before decisions, and does so within the model's forward: what spreads
+        # weights over devices (FSDP, ZeRO-3) gathers them there, once.
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        total = self.loss_over_children(states, head, decisions[:, 2], decisions[:, 3])
+        fewer = head.register_forward_pre_hook(lambda _, states: (states[0][row, position],))
+        try:
+            outputs = model(
+                **{name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids") if name in inputs},
+                use_cache=False,
+            )
+        finally:
+            fewer.remove()
+        total = self.loss_over_children(outputs.logits, node, right)
         items = (inputs["labels"] >= 0).sum() if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(items).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -115,12 +118,12 @@ class CatalogLoss:
         self.n_children = torch.from_numpy(trie.n_children.astype("int64"))
         self.token = torch.from_numpy(trie.token.astype("int64"))
 
-    def __call__(self, states: torch.Tensor, head: Any, node: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """`states` (D, hidden) before each decision, at trie `node` (D,), whose child number `right` (D,) is right."""
-        if self.token.device != states.device:
+    def __call__(self, logits: torch.Tensor, node: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """`logits` (D, vocabulary) of each decision, at trie `node` (D,), whose child number `right` (D,) is right."""
+        if self.token.device != logits.device:
             for name, table in vars(self).items():
-                setattr(self, name, table.to(states.device))
-        logits: torch.Tensor = head(states).float()
+                setattr(self, name, table.to(logits.device))
+        logits = logits.float()
         counts = self.n_children[node]
         owner = torch.repeat_interleave(torch.arange(len(node), device=node.device), counts)
         start = counts.cumsum(0) - counts
