@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from seqrec_prompt.data.catalog import Catalog
+from seqrec_prompt.ragged import TokenLists
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
@@ -140,3 +141,22 @@ class PlainTrie:
             row = logprobs_after(at)
             total += float(row[sequence[at]]) - math.log(math.fsum(math.exp(row[token]) for token in tokens))
         return total
+
+
+@torch.inference_mode()
+def logprob_rows(model, prompt: list[int], answer: list[int]) -> np.ndarray:
+    """(answer, vocabulary) log-probs before each token of the answer, from one forward of prompt and answer."""
+    logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].double()
+    return torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1].numpy()
+
+
+def oracle_scores(model, prompt: list[int], answers: list[list[int]], scoring: str = "renormalised") -> np.ndarray:
+    """(items,) scores, each title read to its end in a forward of its own."""
+    if scoring == "joint":
+        return np.array([logprob_rows(model, prompt, a)[np.arange(len(a)), a].sum() for a in answers])
+    plain = PlainTrie(answers)
+    return np.array([plain.score(a, logprob_rows(model, prompt, a).__getitem__) for a in answers])
+
+
+def as_lists(texts: TokenLists) -> list[list[int]]:
+    return [texts[i].tolist() for i in range(len(texts))]

@@ -45,8 +45,8 @@ class CausalEmbedder(TokenisedTexts):
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.device = next(model.parameters()).device
-        self.dimension = int(model.config.hidden_size)
-        self.context = int(getattr(model.config, "max_position_embeddings", None) or 4096)
+        self.dimension = int(model.config.get_text_config().hidden_size)
+        self.context = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 4096)
 
     @classmethod
     def load(

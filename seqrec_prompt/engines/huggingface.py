@@ -51,7 +51,7 @@ class HuggingFaceEngine:
         self.body = model.base_model
         self.head = model.get_output_embeddings()
         self.device = next(model.parameters()).device
-        self.context = _context(model.config)
+        self.context = _context(model.config.get_text_config())
         self._trees: _Trees | None = None
         self._shared: tuple[IntArray, packed.Group] | None = None
         self._check()

@@ -39,7 +39,8 @@ class Shape:
             raise ModelError(f"Cannot load the config of '{model}': {str(error).splitlines()[0]}") from None
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)
-        return cls(empty.num_parameters(), config.num_hidden_layers, config.hidden_size, config.vocab_size)
+        text = config.get_text_config()  # models that see pictures keep it apart
+        return cls(empty.num_parameters(), text.num_hidden_layers, text.hidden_size, text.vocab_size)
 
 
 def training_bytes(

@@ -75,7 +75,7 @@ def refuse_mixing(model: Any) -> None:
     """
     if is_deepspeed_zero3_enabled() or model.device.type == "meta":
         return
-    ids = torch.arange(12, device=model.device).reshape(2, 6) % model.config.vocab_size
+    ids = torch.arange(12, device=model.device).reshape(2, 6) % model.config.get_text_config().vocab_size
     ids[1, 3:] = ids[0, 3:]
     places = torch.arange(3, device=model.device).repeat(2, 2)
     training = model.training

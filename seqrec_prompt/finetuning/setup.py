@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import peft
@@ -15,12 +16,12 @@ from seqrec_prompt.data.splits import latest
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines.hardware import device, torch_dtype
 from seqrec_prompt.engines.models import load_model, load_tokenizer
-from seqrec_prompt.errors import ConfigError, DataError
+from seqrec_prompt.errors import ConfigError, DataError, ModelError
 from seqrec_prompt.finetuning.examples import Collator, training_examples
 from seqrec_prompt.finetuning.packing import PackingCollator, refuse_mixing
 from seqrec_prompt.finetuning.trainers import CatalogTrainer, SessionTrainer
 from seqrec_prompt.finetuning.training import CHECKPOINTS, TrainingConfig
-from seqrec_prompt.finetuning.validation import METRIC, Validation, hold_out
+from seqrec_prompt.finetuning.validation import METRIC, Validation, decoding, hold_out
 from seqrec_prompt.finetuning.watch import Patience
 from seqrec_prompt.prompting.cases import Cases, load_clusters
 from seqrec_prompt.prompting.templates import compile_template
@@ -90,7 +91,22 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
     )
     if holdout is not None:
         refuse_shards(trainer)
+    _warn_of_refusal(config, trainer, tokenizer)
     return trainer, facts
+
+
+def _warn_of_refusal(config: FinetuneConfig, trainer: Any, tokenizer: Any) -> None:
+    """Say before hours of training what `recommend` would say after them; other engines may read the model."""
+    spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    spoils = config.method == "qlora" and device().type == "cpu"  # see `build_trainer`
+    if spread or spoils or not trainer.accelerator.is_main_process:
+        return
+    model = trainer.model
+    try:
+        with decoding(model.get_base_model() if isinstance(model, peft.PeftModel) else model, tokenizer):
+            pass
+    except ModelError as error:
+        print(f"warning: recommend --engine transformers will refuse this model: {error}", file=sys.stderr)
 
 
 def judged_by(validation: Validation) -> dict[str, Any]:

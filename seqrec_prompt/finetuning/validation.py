@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,19 @@ def hold_out(split: Split, config: ValidationConfig, seed: int) -> tuple[Session
     return (split.train, None) if config.steps is None else validation_part(split, config.sessions, seed)
 
 
+@contextlib.contextmanager
+def decoding(model: Any, tokenizer: Any) -> Iterator[Any]:
+    """Lend a model, adapters in place, to an engine and leave it as it was; ModelError where `recommend` refuses it."""
+    from seqrec_prompt.engines.huggingface import HuggingFaceEngine
+
+    attention, training = model.config._attn_implementation, model.training
+    try:
+        yield HuggingFaceEngine(model, tokenizer)
+    finally:
+        model.set_attn_implementation(attention)
+        model.train(training)
+
+
 @dataclass(frozen=True, eq=False)
 class Validation:
     """Decodes the ten best items of each held-out session with the model as it is and compares them with its target."""
@@ -53,15 +68,8 @@ class Validation:
 
     def __call__(self, model: Any) -> dict[str, float]:
         """NDCG@10 and hit rate@10 of a causal LM, adapters in place, which is left as it was found."""
-        from seqrec_prompt.engines.huggingface import HuggingFaceEngine
-
-        attention, training = model.config._attn_implementation, model.training
-        try:
-            engine = HuggingFaceEngine(model, self.tokenizer)
+        with decoding(model, self.tokenizer) as engine:
             ranks = self._ranks(engine, min(self.config.context, engine.context))
-        finally:
-            model.set_attn_implementation(attention)
-            model.train(training)
         hit = ranks > 0
         gain = np.where(hit, 1 / np.log2(np.maximum(ranks, 1) + 1.0), 0.0)
         return {METRIC: float(gain.mean()), f"hr@{CUTOFF}": float(hit.mean())}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import PlainTrie, build_model
+from tiny import as_lists, build_model, logprob_rows, oracle_scores
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -30,25 +30,6 @@ from seqrec_prompt.ragged import TokenLists
 from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt
 
 SESSIONS = [[0], [3, 1, 2], [], [9, 5], [12, 11, 8, 7, 6], [4] * 9, [20, 21], [29, 14, 15, 16]]
-
-
-@torch.inference_mode()
-def logprob_rows(model, prompt: list[int], answer: list[int]) -> np.ndarray:
-    """(answer, vocabulary) log-probs before each token of the answer, from one forward of prompt and answer."""
-    logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].double()
-    return torch.log_softmax(logits, dim=-1)[len(prompt) - 1 : -1].numpy()
-
-
-def oracle_scores(model, prompt: list[int], answers: list[list[int]], scoring: str = "renormalised") -> np.ndarray:
-    """(items,) scores, each title read to its end in a forward of its own."""
-    if scoring == "joint":
-        return np.array([logprob_rows(model, prompt, a)[np.arange(len(a)), a].sum() for a in answers])
-    plain = PlainTrie(answers)
-    return np.array([plain.score(a, logprob_rows(model, prompt, a).__getitem__) for a in answers])
-
-
-def as_lists(texts: TokenLists) -> list[list[int]]:
-    return [texts[i].tolist() for i in range(len(texts))]
 
 
 @pytest.fixture(scope="module", params=[("continue", False), ("ask", True)], ids=["continue", "ask chat"])

@@ -174,6 +174,17 @@ def test_the_shape_of_a_model_is_read_without_its_weights(tiny_engine, tiny_mode
     assert (shape.layers, shape.hidden) == (2, 64)
 
 
+def test_the_shape_of_a_model_that_sees_pictures_too_is_that_of_its_text(tmp_path):
+    from transformers import Gemma3Config
+
+    text = {"vocab_size": 70, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 8}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    seeing = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Gemma3Config(text_config=text, vision_config=seeing).save_pretrained(tmp_path)
+    shape = Shape.of(str(tmp_path))
+    assert (shape.layers, shape.hidden, shape.vocabulary) == (3, 32, 70)
+
+
 def test_memory_and_work_by_hand():
     shape = Shape(parameters=1000, layers=2, hidden=10, vocabulary=100)
     # weights 2·1000; adapters 2·4·14·10 parameters of 16 bytes; activations 2·34·3·5·10; no logits

@@ -259,6 +259,21 @@ def test_a_layer_the_model_lacks_is_named_with_those_it_has(config_of):
     assert not config.out.exists()
 
 
+def test_a_model_that_recommend_will_refuse_is_named_before_it_is_trained(config_of, tmp_path, tokenizer, capsys):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=len(tokenizer), **shape, **heads, final_logit_softcapping=1.0))
+    model.save_pretrained(tmp_path / "gemma")
+    tokenizer.save_pretrained(tmp_path / "gemma")
+    finetune(config_of(model=str(tmp_path / "gemma"), max_steps=1))
+    shown = capsys.readouterr()
+    assert "warning: recommend --engine transformers will refuse this model: Gemma2ForCausalLM" in shown.err
+    finetune(config_of(out=tmp_path / "llama", max_steps=1))
+    assert "warning: recommend" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("layers", [("all-linear",), ("q_proj", "down_proj")])
 def test_the_last_blocks_alone_get_an_update(config_of, layers):
     finetune(config_of("last", lora={"r": 2, "target_modules": layers, "blocks": 1}))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import as_lists, oracle_scores
 
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.decoding.search import search
@@ -187,3 +188,29 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients(trainer_of, o
     assert any(gradient.abs().max() > 0 for gradient in found[1][1].values())
     for name, gradient in found[1][1].items():
         torch.testing.assert_close(found[0][1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_catalog_loss_is_of_the_logits_that_the_model_gives(trainer_of, tmp_path, tokenizer):
+    """Gemma 2 caps them after its LM head; then so are those of the loss, taken here from a plain forward."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), **shape, **heads, initializer_range=0.5, final_logit_softcapping=1.0
+    )
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "gemma")
+    tokenizer.save_pretrained(tmp_path / "gemma")
+    trainer, data = trainer_of(model=str(tmp_path / "gemma"))
+    prompter = compile_template(TemplateConfig(), data.catalog, tokenizer)
+    seen, target = [16, 17], 18
+    prompt = prompter.prompt(np.array(seen)).tolist()
+    expected = -oracle_scores(model, prompt, as_lists(prompter.answers))[target]
+    batch = trainer.data_collator([{"items": [*seen, target]}, {"items": [16, 17]}])
+    whole = loss_of(trainer, batch, num_items_in_batch=torch.tensor(1))
+    first = loss_of(trainer, trainer.data_collator([{"items": [16, 17]}]), num_items_in_batch=torch.tensor(1))
+    assert whole - 2 * first == pytest.approx(expected, abs=1e-3)
+    model.config.final_logit_softcapping = None
+    assert abs(expected + oracle_scores(model, prompt, as_lists(prompter.answers))[target]) > 0.1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = '''
+SCRIPT = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,7 +65,7 @@ assert list(whole) == list(spread) and len(whole) > 10
 far = max(float((whole[name] - spread[name]).abs().max()) for name in whole)
 print("farthest", far)
 assert far < 1e-5
-'''
+"""
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
