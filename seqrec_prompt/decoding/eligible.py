@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,27 @@ class Filters:
     allow: TokenLists | None = None
     limited: BoolArray | None = None
     stock: BoolArray | None = None
+
+
+def one_of_each_title(trie: CatalogTrie, n: int, filters: Filters) -> Filters:
+    """`filters` of n sessions, and of the items that share a title only the first that a session may be given.
+
+    First in the order of the trie, the most popular before the others.
+    """
+    sizes = np.diff(trie.item_ptr)
+    shared = np.repeat(sizes > 1, sizes)
+    twins, sizes = trie.items[shared], sizes[sizes > 1]
+    if not len(twins):
+        return filters
+    session = np.repeat(np.arange(n), len(twins))
+    able = Eligible(trie, n, filters).items(session, np.tile(twins, n)).reshape(n, -1)
+    before = np.cumsum(able, axis=1) - able  # of all twins; less those of titles further left, of the same title
+    first = np.cumsum(sizes) - sizes
+    later = able & (before > np.repeat(before[:, first], sizes, axis=1))
+    rows, column = np.nonzero(later)
+    deny = filters.deny or TokenLists(np.empty(0, np.int32), np.zeros(n + 1, np.int64))
+    both = np.concatenate([deny.rows, rows]), np.concatenate([deny.tokens, twins[column]])
+    return replace(filters, deny=TokenLists.by_row(*both, n))
 
 
 class Eligible:

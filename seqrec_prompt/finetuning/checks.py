@@ -10,6 +10,7 @@ import numpy as np
 
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.decoding.trie import CatalogTrie
+from seqrec_prompt.prompting.cases import Cases
 from seqrec_prompt.prompting.templates import NEWLINE, Prompter, TemplateConfig
 from seqrec_prompt.ragged import LongArray
 
@@ -133,6 +134,16 @@ def short_lists(data: Dataset, trie: CatalogTrie, k: int) -> Iterator[Finding]:
         if lost
         else f"a plain beam of width {k} would keep the {min(k, trie.n_leaves)} most popular titles"
     )
+
+
+def taught_short(examples: Cases) -> Iterator[Finding]:
+    """Lists to learn from that the context cuts: a model does not write longer ones than it was taught."""
+    if examples.cut:
+        yield Finding(
+            f"{examples.cut:,} of {len(examples):,} lists to learn from are cut short by the context: it has room for "
+            f"{examples.answers.lengths.mean():.1f} titles on average",
+            "raise --context, as for 'finetune'; lists get half of it",
+        )
 
 
 def starved(trie: CatalogTrie, popularity: LongArray, width: int) -> int:

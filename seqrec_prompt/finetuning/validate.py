@@ -63,7 +63,7 @@ def validate(config: ValidateConfig) -> dict[str, Any]:
     from seqrec_prompt.data.dataset import Dataset
     from seqrec_prompt.decoding.trie import compile_trie
     from seqrec_prompt.engines.models import load_tokenizer
-    from seqrec_prompt.finetuning.checks import check
+    from seqrec_prompt.finetuning.checks import check, taught_short
     from seqrec_prompt.finetuning.estimate import estimate
     from seqrec_prompt.finetuning.examples import tokens_of, training_examples
 
@@ -101,6 +101,7 @@ def validate(config: ValidateConfig) -> dict[str, Any]:
     trained = read_manifest(config.adapter, "finetune", "prefer") if config.adapter else None
     titles = prompter.lines if clusters else prompter.answers  # a cluster's name is no title
     findings = check(data, prompter, tokenizer, compile_trie(titles, data.popularity), config.k, trained)
+    findings += list(taught_short(examples)) if isinstance(examples, Cases) else []
     findings += estimate(config.model, config.revision, sizes, config.batch_size, config.objective)
     blocks.append("\n".join(["findings (! asks for a change):", *(f"  {finding}" for finding in findings)]))
     report = "\n\n".join(blocks)

@@ -55,12 +55,13 @@ class Cases:
 
     shown: the items of each session that its prompt holds. answers: (n,) lists of numbers in `Prompter.answers`: the
     target, a list that begins with it, or its cluster. candidates: (n,) lists of items that the prompt offers, Rank
-    only.
+    only. cut: how many of the answers the context made shorter than they were to be.
     """
 
     shown: Sessions
     answers: TokenLists
     candidates: TokenLists | None = None
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.shown)
@@ -68,7 +69,8 @@ class Cases:
     def describe(self) -> str:
         """How long the answers are, in few words."""
         lengths = self.answers.lengths
-        return f"{lengths.min()} to {lengths.max()} titles, {lengths.mean():.1f} on average"
+        said = f"{lengths.min()} to {lengths.max()} titles, {lengths.mean():.1f} on average"
+        return said + (f"; {self.cut:,} of {len(self):,} cut short by the context (--context)" if self.cut else "")
 
     def prompt(self, i: int, prompter: Prompter) -> IntArray:
         """Tokens of prompt i."""
@@ -92,10 +94,10 @@ def lessons(
 ) -> Cases:
     """Make cases to learn from, each with its answer as the variant wants it (Harte et al., RecSys'23).
 
-    GenItem: the target. Classify: its cluster. GenList: the target, then the session's `candidates`, less what the
-    session holds. Rank: the target, then its `candidates`; the prompt offers the same items in catalog order, which
-    tells nothing of their rank. Lists take at most half of the context, the session has the rest; sessions without
-    candidates give no case.
+    GenItem: the target. Classify: its cluster. GenList: the target, then the session's `candidates`, each title once,
+    less what the session holds. Rank: the target, then its `candidates`; the prompt offers the same items in catalog
+    order, which tells nothing of their rank. Lists take at most half of the context, the session has the rest; sessions
+    without candidates give no case.
 
     Raises TemplateError when the context is too short, DataError when no session has candidates.
     """
@@ -113,12 +115,14 @@ def lessons(
     # Each list with its target in front; what is there before in its session or as its target goes.
     before = holdout.prompts if name == "GenList" else None
     listed = _less(listed, holdout.targets, before)
+    if name == "GenList":
+        listed = _distinct(listed, holdout.targets, prompter.answers)
     ends = offsets_of(listed.lengths + 1)
-    answers = prompter.shortened(
-        TokenLists(np.insert(listed.tokens, listed.offsets[:-1], holdout.targets), ends), context
-    )
+    whole = TokenLists(np.insert(listed.tokens, listed.offsets[:-1], holdout.targets), ends)
+    answers = prompter.shortened(whole, context)
+    cut = int((answers.lengths < np.minimum(whole.lengths, prompter.template.list_length)).sum())
     shown = prompter.fitting(holdout.prompts, context, prompter.taken(answers))
-    return Cases(shown, answers, in_catalog_order(answers) if name == "Rank" else None)
+    return Cases(shown, answers, in_catalog_order(answers) if name == "Rank" else None, cut)
 
 
 def questions(
@@ -169,4 +173,14 @@ def _less(lists: TokenLists, targets: IntArray, sessions: Sessions | None) -> To
     if sessions is not None:
         width = 1 + max(int(lists.tokens.max(initial=0)), int(sessions.items.max(initial=0)))
         keep &= ~np.isin(lists.rows * width + lists.tokens, sessions.rows * width + sessions.items)
+    return TokenLists.by_row(lists.rows[keep], lists.tokens[keep], len(lists))
+
+
+def _distinct(lists: TokenLists, targets: IntArray, titles: TokenLists) -> TokenLists:
+    """The lists with each title once, and without the title of their target: a list of titles is what they teach."""
+    number: dict[bytes, int] = {}
+    title = np.array([number.setdefault(tokens.tobytes(), len(number)) for tokens in titles], np.int64)
+    _, first = np.unique(lists.rows * len(number) + title[lists.tokens], return_index=True)
+    first = np.sort(first)
+    keep = first[title[lists.tokens[first]] != title[targets[lists.rows[first]]]]
     return TokenLists.by_row(lists.rows[keep], lists.tokens[keep], len(lists))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_search import Mode, Scorer, catalogs, oracle, prompt_lists, sharpness
 
-from seqrec_prompt.decoding.eligible import Filters
+from seqrec_prompt.decoding.eligible import Eligible, Filters, one_of_each_title
 from seqrec_prompt.decoding.lists import decode_lists
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.ragged import TokenLists
@@ -117,3 +117,33 @@ def test_a_spent_budget_leaves_a_list_uncertified():
     assert found.items.size == 0
     assert not found.certified[0]
     assert found.gap[0] == np.inf
+
+
+@given(case=cases(), stock=st.none() | st.integers(0, 2**12 - 1), order=st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+def test_of_items_with_one_title_a_session_is_given_the_first_that_it_may_have(case, stock, order):
+    catalog, prompts, deny, allow, limited = case
+    popularity = order.choices(range(5), k=len(catalog))
+    trie = compile_trie(TokenLists.of(catalog), np.array(popularity))
+    had = None if stock is None else [bool(stock >> (item % 12) & 1) for item in range(len(catalog))]
+    filters = Filters(
+        None if deny is None else TokenLists.of(deny),
+        None if allow is None else TokenLists.of(allow),
+        None if limited is None else np.array(limited),
+        None if had is None else np.array(had),
+    )
+    found = Eligible(trie, len(prompts), one_of_each_title(trie, len(prompts), filters))
+    for i in range(len(prompts)):
+        able = [
+            item
+            for item in range(len(catalog))
+            if (had is None or had[item])
+            and not (deny and item in deny[i])
+            and (allow is None or not (limited is None or limited[i]) or item in allow[i])
+        ]
+        best = {}
+        for item in sorted(able, key=lambda item: (-popularity[item], item)):
+            best.setdefault(tuple(catalog[item]), item)
+        every = np.arange(len(catalog), dtype=np.int32)
+        given_to = np.flatnonzero(found.items(np.full(len(catalog), i), every))
+        assert given_to.tolist() == sorted(best.values())

@@ -145,6 +145,28 @@ def test_a_list_begins_with_the_target_and_leaves_out_what_the_session_holds(pro
     assert cases.candidates is None
 
 
+def test_a_list_to_learn_from_holds_each_title_once(prompter_of, catalog):
+    titles = catalog.texts()
+    one, twin = next((i, j) for i in range(30) for j in range(i) if titles[i] == titles[j])
+    prompter = prompter_of("GenList")
+    holdout = Holdout(Sessions.build(["s", "t"], [[20], [21]]), np.array([16, one], np.int32))
+    cases = lessons(prompter, holdout, CONTEXT, listed(s=[one, 17, twin, 18], t=[17, twin, 18]), None)
+    assert [row.tolist() for row in cases.answers] == [[16, one, 17, 18], [one, 17, 18]]
+    rank = lessons(prompter_of("Rank"), holdout, CONTEXT, listed(s=[one, 17, twin, 18]), None)
+    assert [row.tolist() for row in rank.answers] == [[16, one, 17, twin, 18]]  # all that are offered
+
+
+def test_lists_that_the_context_cuts_are_counted(prompter_of):
+    prompter = prompter_of("GenList")
+    given = listed(s=[10, *range(18, 29)], t=[18])  # title 10 takes 295 tokens
+    whole = lessons(prompter, HOLDOUT, CONTEXT, given, None)
+    assert (whole.cut, whole.describe()) == (0, "2 to 13 titles, 7.5 on average")
+    short = lessons(prompter, HOLDOUT, 750, given, None)
+    assert short.answers.lengths[0] < 13
+    assert short.cut == int((short.answers.lengths < whole.answers.lengths).sum()) > 0
+    assert f"{short.cut} of 2 cut short by the context (--context)" in short.describe()
+
+
 def test_candidates_hide_where_the_target_stands(prompter_of):
     prompter = prompter_of("Rank", list_length=4)
     given = listed(s=[14, 20, 16, 3, 21], t=[25, 2], u=[5, 9])
@@ -175,7 +197,7 @@ def test_sessions_without_candidates_are_told(prompter_of):
 @pytest.mark.parametrize("name", ["GenList", "Rank"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_example_passes_its_context(prompter_of, name, data):
+def test_no_example_passes_its_context(prompter_of, catalog, name, data):
     """And nothing is left out that would fit: of lists up to their half, of sessions in what is left."""
     prompter = prompter_of(name, max_items=30)
     some = st.lists(st.integers(0, 29), min_size=1, max_size=30, unique=True)
@@ -189,7 +211,13 @@ def test_no_example_passes_its_context(prompter_of, name, data):
     size = len(cases.prompt(0, prompter)) + len(cases.answer(0, prompter))
     assert size <= context
     copies = 2 if name == "Rank" else 1
-    wanted = [target, *(i for i in given_list if i != target and (name == "Rank" or i not in history))][:20]
+    wanted = [target, *(i for i in given_list if i != target and (name == "Rank" or i not in history))]
+    if name == "GenList":  # each title once
+        first = {}
+        for item in wanted:
+            first.setdefault(catalog.texts()[item], item)
+        wanted = list(first.values())
+    wanted = wanted[:20]
     assert answers == wanted[: len(answers)]
     half = LISTS_SHARE * prompter.space(context)
     if len(answers) < len(wanted):

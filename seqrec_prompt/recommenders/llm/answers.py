@@ -57,41 +57,50 @@ def list_of(
     tally: Tally,
     *,
     fill: bool,
+    title: Sequence[int] | None = None,
 ) -> dict[int, str]:
-    """Return at most `k` distinct items with how each was found, in the order in which an answer names them.
+    """Return at most `k` items of distinct titles with how each was found, in the order in which an answer names them.
 
     named: items, -1 where rejected, and how they were found. seen: items that are left out. near: the neighbours of
     every item, nearest first; where there are none nothing is put in. An item that is named again leaves its place to
     its nearest neighbour that the answer does not name. `fill`: then each item in turn, from the best, gives its
-    next neighbour until the list is full; an answer without any item has no neighbours, and stays empty.
+    next neighbour until the list is full; an answer without any item has no neighbours, and stays empty. title: of
+    every item a number, the same where items share one; not given: none do.
     """
+
+    def of(item: int) -> int:
+        return item if title is None else title[item]
+
     given: dict[int, str] = {}
-    taken = seen | {item for item, _ in named}
+    out = {of(item) for item in seen}
+    taken = out | {of(item) for item, _ in named if item >= 0}  # and neighbours that were put in
     before: set[int] = set()
     in_words: set[int] = set()  # named, and found without an embedding
 
     def put_neighbour(item: int) -> bool:
-        other = next((other for other in near.get(item, ()) if other not in taken and other not in given), None)
+        other = next((other for other in near.get(item, ()) if of(other) not in taken), None)
         if other is not None:
             given[other] = NEIGHBOUR
+            taken.add(of(other))
         return other is not None
 
     for item, how in named:
         tally.named[how] += 1
         if item < 0:
             continue
+        name = of(item)
         if how != EMBEDDING:
-            tally.duplicate += item in in_words
-            in_words.add(item)
-        if item in seen:
+            tally.duplicate += name in in_words
+            in_words.add(name)
+        if name in out:
             tally.seen += 1
-        elif item not in before and len(given) == k:
+        elif name not in before and len(given) == k:
             tally.beyond_k += 1
-        elif item not in before:
+        elif name not in before:
             given[item] = how
         elif len(given) < k:
             tally.replaced += put_neighbour(item)
-        before.add(item)
+        before.add(name)
     sources = list(given) if fill else []
     while len(given) < k and sources:
         sources = [item for item in sources if len(given) < k and put_neighbour(item)]

@@ -129,11 +129,12 @@ def ground_answers(
     if table is not None and config.refill != "none":
         most = max(len(texts) + len(history[session]) for session, texts in answers.items())
         near = neighbours(np.unique(found.items[found.items >= 0]), table, data.catalog, config.k + most)
+    title = np.unique(data.catalog.texts(), return_inverse=True)[1].tolist()
     tally, lengths = Tally(), []
     kept: list[tuple[int, str]] = []
     for session, texts in answers.items():
         own = list(islice(named, len(texts)))
-        given = list_of(own, history[session], config.k, near, tally, fill=config.refill == "full")
+        given = list_of(own, history[session], config.k, near, tally, fill=config.refill == "full", title=title)
         kept += given.items()
         lengths.append(len(given))
     n = len(answers)

@@ -12,7 +12,7 @@ from seqrec_prompt.artifacts import hash_json, read_manifest
 from seqrec_prompt.data.lists import Candidates
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.decoding.compiled import compile_catalog
-from seqrec_prompt.decoding.eligible import BoolArray, Eligible, Filters
+from seqrec_prompt.decoding.eligible import BoolArray, Eligible, Filters, one_of_each_title
 from seqrec_prompt.decoding.frontier import FloatArray
 from seqrec_prompt.decoding.lists import decode_lists
 from seqrec_prompt.decoding.search import Found, search
@@ -39,12 +39,16 @@ CHOSEN = 20  # clusters of which a list is made, as in the paper, or as many as 
 
 @dataclass(kw_only=True)
 class LLMSeqPromptGenList(LLMSeqPrompt):
-    """Recommends the list that the model writes title after title; see `decode_lists` for scores and certificate."""
+    """Recommends the list that the model writes title after title; see `decode_lists` for scores and certificate.
+
+    Titles are distinct: of items that share one, the most popular that a session may be given stands for all.
+    """
 
     name: str = "LLMSeqPromptGenList"
 
     def _decode(self, sessions: Sessions, k: int, filters: Filters) -> tuple[list[IntArray], Found]:
         shown = fitting(self.prompter, sessions, self.context)
+        filters = one_of_each_title(self.trie, len(sessions), filters)
         return self._written([self.prompter.prompt(items) for items in shown], k, filters)
 
     def _written(self, prompts: list[IntArray], k: int, filters: Filters) -> tuple[list[IntArray], Found]:

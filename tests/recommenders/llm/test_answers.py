@@ -56,6 +56,17 @@ def test_seen_items_are_no_neighbours_either():
     assert (tally.seen, tally.replaced, tally.filled) == (1, 1, 0)
 
 
+def test_items_that_share_a_title_count_as_one():
+    """0 and 1 are twins, 4 is one of 5, which was seen: 1 is no neighbour of 0, and 4 stays out."""
+    title = [0, 0, 2, 3, 4, 4, 6]
+    tally = Tally()
+    named = [(0, "exact"), (0, "exact"), (4, "exact"), (3, "exact")]
+    near = {0: [1, 2, 6], 3: [2, 4, 1, 6]}
+    found = list_of(named, {5}, 9, near, tally, fill=True, title=title)
+    assert found == {0: "exact", 2: "neighbour", 3: "exact", 6: "neighbour"}
+    assert (tally.seen, tally.replaced, tally.duplicate, tally.filled) == (1, 1, 1, 1)
+
+
 def test_an_answer_without_an_item_stays_empty():
     assert listed([(-1, "rejected")], fill=True)[0] == {}
     assert listed([], fill=True)[0] == {}
