@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import MANIFEST, is_done, peek_manifest, same, write_json
 from seqrec_prompt.config import Config
-from seqrec_prompt.errors import MissingExtraError, ModelError
+from seqrec_prompt.errors import ArtifactError, MissingExtraError, ModelError
 from seqrec_prompt.finetuning.validation import METRIC, ValidationConfig
 
 CHECKPOINTS, STARTED, LOG, EVENTS = "checkpoints", "started.json", "log.json", "tensorboard"
@@ -81,12 +81,14 @@ def run(
     wanted: the manifest of the run. A stopped run goes on from its last checkpoint; a directory of another run is
     refused unless `overwrite`. summary: facts → the line to print at the end.
     """
+    import torch
     from accelerate import PartialState
 
     from seqrec_prompt.finetuning.watch import seconds_at, watched
 
     _use_all_cores()
-    process, checkpoints = PartialState(), config.out / CHECKPOINTS
+    # Without a GPU it knows of the other processes only when told that it computes on the CPU.
+    process, checkpoints = PartialState(cpu=not torch.cuda.is_available()), config.out / CHECKPOINTS
     if process.is_main_process:
         with contextlib.suppress(OSError):
             checkpoints.rmdir()  # empty: a run was stopped before it began
@@ -98,12 +100,14 @@ def run(
             print(f"already trained: {config.out}")
         return config.out
     replaces = config.overwrite and not _is_unfinished(config.out, wanted)
+    if not replaces:
+        _require_as_many(config.out, process.num_processes)
     started, before = time.monotonic(), 0.0
     process.wait_for_everyone()  # every process has looked before one writes
     trainer, facts = build()  # what cannot be trained costs nothing that is there
     _keep_events(trainer, config.out / EVENTS)
     if process.is_main_process:
-        _begin(config.out, wanted, replaces=replaces)
+        _begin(config.out, dict(wanted) | {"facts": {"processes": process.num_processes}}, replaces=replaces)
     process.wait_for_everyone()
     checkpoint = _last_checkpoint(checkpoints)
     if checkpoint:
@@ -122,26 +126,31 @@ def run(
     trainer.save_model(str(config.out))
     if process.is_main_process:
         _tidy(config.out, config.model)
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
-        facts |= {
-            "steps": trainer.state.global_step,
-            "seconds": round(seconds(), 1),
-            "loss": [entry["loss"] for entry in history[:1] + history[-1:]],
-            "dtype": str(trainer.model.dtype).removeprefix("torch."),
-            "hardware": hardware(),
-        }
-        if "rewards/margins" in history[0]:  # of preferences: β times how much more the chosen gained than the rejected
-            ends = history[:1] + history[-1:]
-            facts |= {"margin": [entry["rewards/margins"] for entry in ends]}
-            facts |= {"right": [entry["rewards/accuracies"] for entry in ends]}
-        if config.validation.steps:
-            facts |= {"validation": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
+        facts |= _measured(trainer, config) | {"seconds": round(seconds(), 1), "processes": process.num_processes}
         write_json(config.out / LOG, trainer.state.log_history)
         write_json(config.out / MANIFEST, dict(wanted) | {"facts": facts})
         _forget(config.out)
         print(summary(facts))
     process.wait_for_everyone()
     return config.out
+
+
+def _measured(trainer: Any, config: TrainingConfig) -> dict[str, Any]:
+    """What a finished training says of itself."""
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    ends = history[:1] + history[-1:]
+    facts = {
+        "steps": trainer.state.global_step,
+        "loss": [entry["loss"] for entry in ends],
+        "dtype": str(trainer.model.dtype).removeprefix("torch."),
+        "hardware": hardware(),
+    }
+    if "rewards/margins" in history[0]:  # of preferences: β times how much more the chosen gained than the rejected
+        facts |= {"margin": [entry["rewards/margins"] for entry in ends]}
+        facts |= {"right": [entry["rewards/accuracies"] for entry in ends]}
+    if config.validation.steps:
+        facts |= {"validation": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
+    return facts
 
 
 def _begin(out: Path, wanted: Mapping[str, Any], *, replaces: bool) -> None:
@@ -179,6 +188,16 @@ def _is_unfinished(out: Path, wanted: Mapping[str, Any]) -> bool:
     if started is None or (out / MANIFEST).exists():
         return False
     return same(started, wanted)
+
+
+def _require_as_many(out: Path, processes: int) -> None:
+    """Raise ArtifactError when a run that is to go on had another number of processes: `batch_size` is of each."""
+    begun = (peek_manifest(out, STARTED) or {}).get("facts", {}).get("processes", processes)
+    if begun != processes and _last_checkpoint(out / CHECKPOINTS):
+        raise ArtifactError(
+            f"{out}: this run was begun by {begun} processes and would go on with {processes}, with other batches and "
+            f"in another order. Go on with {begun}, or remove {out / CHECKPOINTS} to begin anew."
+        )
 
 
 def _last_checkpoint(directory: Path) -> str | None:

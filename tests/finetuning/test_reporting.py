@@ -1,7 +1,12 @@
 """Where losses are sent: tensorboard gets those of the log, what is not installed is refused before anything loads."""
 
+import contextlib
 import importlib.util
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 
 import pytest
 
@@ -30,6 +35,51 @@ def test_tensorboard_gets_the_losses_of_the_log_and_keeps_them(settings, monkeyp
     assert found == pytest.approx({entry["step"]: entry["loss"] for entry in log if "loss" in entry}, rel=1e-6)
     assert sorted(found) == [1, 2, 3]
     assert {path.name for path in config.out.iterdir()} >= {"tensorboard", "manifest.json"}
+
+
+def losses(config):
+    log = json.loads((config.out / "log.json").read_text())
+    return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_gets_the_losses_of_the_log(settings, tmp_path, monkeypatch):
+    import wandb
+
+    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    sent, log = {}, wandb.sdk.wandb_run.Run.log
+
+    def keep(run, data, *args, **kwargs):
+        if "train/loss" in data:
+            sent[data["train/global_step"]] = data["train/loss"]
+        return log(run, data, *args, **kwargs)
+
+    monkeypatch.setattr(wandb.sdk.wandb_run.Run, "log", keep)
+    config = FinetuneConfig(**settings, max_steps=2, logging_steps=1, report_to="wandb", dtype="float32")
+    finetune(config)
+    wandb.finish()
+    assert sent == pytest.approx(losses(config))
+    assert sorted(sent) == [1, 2]
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is not installed")
+def test_trackio_keeps_the_losses_of_the_log(settings, tmp_path):
+    """In a process of its own: where trackio writes is settled when it is imported."""
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    flags += ["--max-steps=2", "--logging-steps=1", "--report-to=trackio", "--dtype=float32"]
+    given = os.environ | {"TRACKIO_DIR": str(tmp_path / "kept"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "seqrec_prompt", "finetune", *flags]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kept = {}
+    for file in (tmp_path / "kept").glob("*.db"):
+        with contextlib.closing(sqlite3.connect(file)) as base:
+            kept |= {row[0]: json.loads(row[1]) for row in base.execute("SELECT step, metrics FROM metrics")}
+    found = {values["train/global_step"]: values["train/loss"] for values in kept.values() if "train/loss" in values}
+    assert found == pytest.approx(losses(FinetuneConfig(**settings)))
+    assert sorted(found) == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
