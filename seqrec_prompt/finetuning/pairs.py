@@ -56,6 +56,8 @@ class PairsConfig(Config):
 
     @model_validator(mode="after")
     def _messages_alternate(self) -> PairsConfig:
+        if self.template.chat and not self.conversational:
+            raise ValueError("'template.chat' writes a model's own marks, and pairs are for any: set 'conversational'")
         if self.conversational and self.template.layout != "ask":
             raise ValueError(
                 "conversational pairs need template.layout 'ask': a session in one message, then the answer"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import peft
 import torch
 from datasets import Dataset as HuggingFaceDataset
+from transformers.pytorch_utils import Conv1D
 from trl import SFTConfig
 
 from seqrec_prompt.data.lists import Candidates
@@ -196,8 +197,9 @@ def _target_modules(lora: LoraConfig, model: Any) -> str | list[str]:
             name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head
         ]
         return sorted({name.rpartition(".")[2] for name in linear})
-    known = {name.rpartition(".")[2] for name, _ in model.named_modules() if name.endswith("_proj") or "." in name}
+    able = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    known = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, able)}
     if unknown := [name for name in names if name.rpartition(".")[2] not in known]:
-        layers = ", ".join(sorted(name for name in known if not name.isdigit()))
+        layers = ", ".join(sorted(known))
         raise ConfigError(f"'lora.target_modules': the model has no layer {', '.join(unknown)}. It has: {layers}")
     return list(names)

@@ -86,7 +86,7 @@ def validate(config: ValidateConfig) -> dict[str, Any]:
         blocks += [f"{len(examples):,} training examples, with answers of {examples.describe()}"]
     blocks += [histogram(f"tokens of a training example, at most {config.context}", sizes)]
     if template.name != "Rank":  # which has candidates of their own for test sessions
-        asked = questions(prompter, test, config.prompt_context, None, clusters)
+        asked = questions(prompter, test, config.prompt_context, None, clusters, "--prompt-context")
         blocks += _test_prompts(prompter, asked, test, config.prompt_context)
     shown = asked if template.name == "GenItem" or not isinstance(examples, Cases) else examples
     lengths = np.array([len(shown.prompt(i, prompter)) for i in range(len(shown))])

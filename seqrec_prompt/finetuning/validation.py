@@ -66,6 +66,13 @@ class Validation:
     tokenizer: Any
     config: ValidationConfig
 
+    def __post_init__(self) -> None:
+        """Raise TemplateError before training, not at the first judgement, when the context is too short."""
+        self._shown(self.config.context)
+
+    def _shown(self, context: int) -> Sessions:
+        return self.prompter.fitting(self.holdout.prompts, context, flag="--validation.context")
+
     def __call__(self, model: Any) -> dict[str, float]:
         """NDCG@10 and hit rate@10 of a causal LM, adapters in place, which is left as it was found."""
         with decoding(model, self.tokenizer) as engine:
@@ -76,7 +83,7 @@ class Validation:
 
     def _ranks(self, engine: Any, context: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """(sessions,) rank of each target from 1, 0 where it is not among the first ten."""
-        shown = self.prompter.fitting(self.holdout.prompts, context)
+        shown = self._shown(context)
         ranks = np.zeros(len(self.holdout), np.int64)
         for first in range(0, len(ranks), self.config.batch_size):
             batch = np.arange(first, min(first + self.config.batch_size, len(ranks)))

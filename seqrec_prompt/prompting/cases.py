@@ -126,30 +126,42 @@ def lessons(
 
 
 def questions(
-    prompter: Prompter, holdout: Holdout, context: int, candidates: Candidates | None, clusters: Clusters | None
+    prompter: Prompter,
+    holdout: Holdout,
+    context: int,
+    candidates: Candidates | None,
+    clusters: Clusters | None,
+    flag: str = "--context",
 ) -> Cases:
     """Make cases as a test asks them: nothing in a prompt comes from the target, which alone is the answer.
 
-    Raises TemplateError when the context is too short, DataError when Rank lacks candidates for a session.
+    Raises TemplateError, naming `flag`, when the context is too short, DataError when Rank lacks candidates for a
+    session.
     """
     offered = None
     if prompter.template.name == "Rank" and candidates is not None:
         offered = prompter.shortened(candidates_of(holdout.prompts, candidates), context)
     numbers = holdout.targets if clusters is None else clusters.of[holdout.targets]
     answers = TokenLists(numbers, np.arange(len(numbers) + 1))
-    shown = fitting(prompter, holdout.prompts, context, offered)
+    shown = fitting(prompter, holdout.prompts, context, offered, flag)
     return Cases(shown, answers, None if offered is None else in_catalog_order(offered))
 
 
-def fitting(prompter: Prompter, sessions: Sessions, context: int, offered: TokenLists | None = None) -> Sessions:
+def fitting(
+    prompter: Prompter,
+    sessions: Sessions,
+    context: int,
+    offered: TokenLists | None = None,
+    flag: str = "--context",
+) -> Sessions:
     """What test prompts show of their sessions, so that the answer fits; `offered`: the candidates of Rank."""
     if offered is not None:
-        return prompter.fitting(sessions, context, prompter.taken(offered))
+        return prompter.fitting(sessions, context, prompter.taken(offered), flag)
     if not prompter.template.lists:
-        return prompter.fitting(sessions, context)
+        return prompter.fitting(sessions, context, flag=flag)
     # How long a list gets is not known: it has its share, as in training, and at least one title.
     share = max(int(LISTS_SHARE * prompter.space(context)), int(prompter.answers.lengths.max()))
-    return prompter.fitting(sessions, context, np.full(len(sessions), share))
+    return prompter.fitting(sessions, context, np.full(len(sessions), share), flag)
 
 
 def candidates_of(sessions: Sessions, candidates: Candidates) -> TokenLists:

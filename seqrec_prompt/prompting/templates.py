@@ -131,11 +131,13 @@ class Prompter:
         """Tokens that a context leaves beside the template's own."""
         return context - len(self.head) - len(self.offer) - len(self.tail)
 
-    def fitting(self, sessions: Sessions, context: int, reserved: LongArray | None = None) -> Sessions:
+    def fitting(
+        self, sessions: Sessions, context: int, reserved: LongArray | None = None, flag: str = "--context"
+    ) -> Sessions:
         """Keep of each session the most recent items that fit; the oldest go first, a title is never cut.
 
         reserved: (sessions,) tokens that candidates and answer take, by default those of the longest answer. Raises
-        TemplateError when it leaves no room for the longest title.
+        TemplateError when it leaves no room for the longest title; flag: what sets the context, for its message.
         """
         longest = int(self.answers.lengths.argmax())
         taken = np.full(len(sessions), self.answers.lengths[longest]) if reserved is None else reserved
@@ -145,7 +147,7 @@ class Prompter:
             raise TemplateError(
                 f"A context of {context} tokens is too short: the template takes {context - self.space(context)}, the "
                 f"longest title ({kind} {longest} of the catalog, from 0) {self.answers.lengths[longest]}, answer and "
-                f"choices up to {taken.max(initial=0)}. Raise it with --context."
+                f"choices up to {taken.max(initial=0)}. Raise it with {flag}."
             )
         sessions = sessions.last(self.template.max_items)
         sizes = self.lines.lengths[sessions.items]

@@ -253,8 +253,8 @@ def test_a_model_that_is_not_there_is_named(config_of, tmp_path, monkeypatch, na
 
 
 def test_a_layer_the_model_lacks_is_named_with_those_it_has(config_of):
-    config = config_of(lora={"r": 2, "target_modules": ["q_proj", "query"]})
-    with pytest.raises(ConfigError, match=r"no layer query\. It has: .*q_proj"):
+    config = config_of(lora={"r": 2, "target_modules": ["q_proj", "query", "mlp"]})
+    with pytest.raises(ConfigError, match=r"no layer query, mlp\. It has: .*o_proj, q_proj, .*v_proj$"):
         finetune(config)
     assert not config.out.exists()
 

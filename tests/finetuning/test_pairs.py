@@ -88,3 +88,9 @@ def test_a_file_of_somebody_else_is_left_alone(config_of):
 def test_messages_alternate(config_of):
     with pytest.raises((ConfigError, ValueError), match=r"template\.layout 'ask'"):
         config_of(conversational=True, template=TemplateConfig(layout="continue"))
+
+
+def test_a_models_own_marks_stand_in_no_pairs(config_of):
+    with pytest.raises((ConfigError, ValueError), match="set 'conversational'"):
+        config_of(template={"layout": "ask", "chat": True})
+    assert config_of(template={"layout": "ask", "chat": True}, conversational=True).template.chat

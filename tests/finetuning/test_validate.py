@@ -70,3 +70,5 @@ def test_titles_and_what_is_cut_off_are_counted(report_of, dataset_dir):
 def test_what_does_not_fit_ends_as_it_would_in_training(report_of):
     with pytest.raises(TemplateError, match="context of 64 tokens"):
         report_of(context=64)
+    with pytest.raises(TemplateError, match=r"context of 64 tokens.*Raise it with --prompt-context\.$"):
+        report_of(prompt_context=64)

@@ -14,7 +14,7 @@ from seqrec_prompt.data.sessions import Holdout, Sessions, Split
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 from seqrec_prompt.engines.models import load_model, load_tokenizer
-from seqrec_prompt.errors import ConfigError
+from seqrec_prompt.errors import ConfigError, TemplateError
 from seqrec_prompt.evaluation.metrics import evaluate_lists
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.finetuning.trainers import SessionTrainer
@@ -137,6 +137,12 @@ def test_validation_does_not_change_what_is_learned(config_of, monkeypatch):
     for name, tensor in one.items():
         np.testing.assert_array_equal(tensor.numpy(), other[name].numpy())
     assert all(math.isfinite(tensor.abs().sum()) for tensor in one.values())
+
+
+def test_a_context_too_short_to_judge_in_is_said_before_training(config_of, monkeypatch):
+    monkeypatch.setattr(SessionTrainer, "training_step", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(TemplateError, match=r"context of 200 tokens is too short.*Raise it with --validation\.context"):
+        finetune(config_of(validation={"steps": 2, "context": 200}))
 
 
 def test_what_cannot_be_kept_is_refused(config_of):

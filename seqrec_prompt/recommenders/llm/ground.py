@@ -162,6 +162,8 @@ def ground_answers(
 
 def _read(config: GroundConfig, data: Dataset) -> dict[int, list[str]]:
     """Titles named for each session, by its position in the test part."""
+    import numpy as np
+
     from seqrec_prompt.data.readers import open_source
     from seqrec_prompt.prompting.grounding import entries
 
@@ -177,9 +179,9 @@ def _read(config: GroundConfig, data: Dataset) -> dict[int, list[str]]:
     answers: dict[int, list[str]] = {}
     strange = []
     pairs = zip(*(table.columns[name].to_pylist() for name in columns), strict=True)
-    for row, (session, text) in enumerate(pairs, start=1):
+    for row, (session, text) in zip(table.numbers[np.arange(len(table))].tolist(), pairs, strict=True):
         if session not in position:
-            strange.append(f"{config.answers}: answer {row}: session '{session}' is not in the test part of the data")
+            strange.append(f"{config.answers}: row {row}: session '{session}' is not in the test part of the data")
         else:
             answers.setdefault(position[session], []).extend(entries(text or ""))
     if strange:

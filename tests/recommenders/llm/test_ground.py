@@ -114,7 +114,7 @@ def test_a_repeated_run_is_not_done_again_and_another_is_refused(grounded, data,
 
 
 def test_what_does_not_fit_is_named(grounded, data, tmp_path):
-    with pytest.raises(DataError, match=r"answers\.csv: answer 1: session 'nobody' is not in the test part"):
+    with pytest.raises(DataError, match=r"answers\.csv: row 2: session 'nobody' is not in the test part"):
         grounded([("nobody", "x")])
     with pytest.raises(DataError, match="no column 'answer'"):
         grounded([(data.split.test.prompts.ids[0], "x")], text_column="answer")
