@@ -39,7 +39,7 @@ def one_of_each_title(trie: CatalogTrie, n: int, filters: Filters) -> Filters:
         return filters
     session = np.repeat(np.arange(n), len(twins))
     able = Eligible(trie, n, filters).items(session, np.tile(twins, n)).reshape(n, -1)
-    before: LongArray = np.cumsum(able, axis=1) - able  # of all twins; less those of titles further left, of the same title
+    before: LongArray = np.cumsum(able, axis=1) - able  # twins further left; those of the same title are what counts
     first = np.cumsum(sizes) - sizes
     later = able & (before > np.repeat(before[:, first], sizes, axis=1))
     rows, column = np.nonzero(later)
