@@ -166,7 +166,7 @@ def page(out: Path) -> str:
         "decoded. Model smollm2 (dequantised 4-bit SmolLM2-135M: no figure of SmolLM2's own), LoRA r = 16.",
     ]
     # The bundled sample first, and of the same data its speed first.
-    files = sorted(out.glob("*.json"), key=lambda file: (file.stem.partition("-")[2], file.stem != "speed", file.stem))
+    files = sorted(out.glob("*.json"), key=lambda file: (file.stem.partition("-")[2], "speed" not in file.stem))
     for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
         part = file.stem.partition("-")[0]
@@ -215,7 +215,7 @@ def _quality(result: dict[str, Any]) -> list[str]:
     return [
         "## Quality after equal time",
         "",
-        f"{result['name']}: {result['sessions']['evaluated']} of {result['sessions']['test']} test sessions, exact "
+        f"{result['name']}: {result['sessions']['evaluated']:,} of {result['sessions']['test']:,} test sessions, exact "
         f"decoding over the whole catalog, seen items left out. Steps that take about {result['seconds']:.0f} s by the "
         "table above; the seconds are those of the trainings themselves, loading and other load included. Mean ± "
         "standard deviation over seeds.",
