@@ -184,7 +184,8 @@ def test_commands_that_a_test_cannot_run_name_what_is_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_flags_in_running_text_exist(page):
-    known = {"--config", "--no-deps", "--quiet", "--config_file", *SWITCHES}
+    known = {"--config", "--no-deps", "--quiet", *SWITCHES}
+    known |= {"--config_file", "--num_processes"}  # of `accelerate launch`
     known |= {"--workers", "--gpus"}  # of recipes/recommend_distributed.py
     known |= {"--page", "--add"}  # of eval/reproduce_recsys23.py
     known |= {"--enable-lora", "--lora-modules", "--api-key"}  # of vLLM
