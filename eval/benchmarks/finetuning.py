@@ -1,8 +1,8 @@
 """What the objectives of `finetune` cost and bring: targets a second, and ranking quality after equal time.
 
-python eval/benchmarks/finetuning.py speed quality --data runs/quickstart/data --seconds 240 --seeds 0 1 2
+python eval/benchmarks/finetuning.py speed quality --data runs/quickstart/data --dtype bfloat16
 python eval/benchmarks/finetuning.py speed quality --data runs/recsys23-0 --set beauty --name Beauty --seconds 600 \
-  --sessions 400 --seeds 0 --max-items 10 --title-tokens 8 --packing --runs runs/objectives-beauty
+  --sessions 400 --seeds 0 --max-items 10 --title-tokens 8 --packing --dtype bfloat16 --runs runs/objectives-beauty
 python eval/benchmarks/finetuning.py page
 
 `speed` trains a few steps with each objective and with last-item pairs expanded over all prefixes of a session, which
