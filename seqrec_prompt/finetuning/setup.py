@@ -20,6 +20,7 @@ from seqrec_prompt.engines.models import load_model, load_tokenizer
 from seqrec_prompt.errors import ConfigError, DataError, ModelError
 from seqrec_prompt.finetuning.examples import Collator, training_examples
 from seqrec_prompt.finetuning.packing import PackingCollator, refuse_mixing
+from seqrec_prompt.finetuning.teacher import Teacher
 from seqrec_prompt.finetuning.trainers import CatalogTrainer, SessionTrainer
 from seqrec_prompt.finetuning.training import CHECKPOINTS, TrainingConfig
 from seqrec_prompt.finetuning.validation import METRIC, Validation, decoding, hold_out
@@ -41,6 +42,7 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
         # Seen with bitsandbytes 0.50 on AVX512: after a forward without gradients, later gradients are wrong.
         name = "validation.steps" if config.validation.steps else "packing"
         raise ConfigError(f"'{name}' with method 'qlora' needs a GPU: 4-bit training goes wrong after it.")
+    teacher = Teacher.load(config.teacher, data)
     tokenizer = load_tokenizer(config.model, config.revision)
     clusters = load_clusters(config.template, config.embeddings, data)
     names = clusters.names(data.catalog) if clusters else ()
@@ -80,7 +82,7 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
     options["clusters"] = clusters
     if holdout is not None:
         options |= judged_by(Validation(holdout, prompter, trie, tokenizer, config.validation))
-    collator: Any = Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0)
+    collator: Any = Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0, teacher)
     trainer = (CatalogTrainer if config.objective == "catalog" else SessionTrainer)(
         model=model,
         args=arguments,

@@ -28,7 +28,14 @@ from seqrec_prompt.locks import locked
 from seqrec_prompt.recommenders.nearest.embedding_neighbors import EmbeddingNeighborsConfig
 from seqrec_prompt.recommenders.nearest.similarity import SessionVectorConfig, SimilarityConfig
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
-from seqrec_prompt.recommenders.settings import SECTIONS, BlendConfig, Embeddings, NeighborsConfig, SwitchConfig
+from seqrec_prompt.recommenders.settings import (
+    SECTIONS,
+    BlendConfig,
+    Embeddings,
+    NeighborsConfig,
+    SwitchConfig,
+    TransitionsConfig,
+)
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset
@@ -46,6 +53,7 @@ class FitConfig(Config):
     recommender: Literal[
         "most-popular",
         "transition-counts",
+        "transitions",
         "sknn",
         "s-sknn",
         "sf-sknn",
@@ -69,6 +77,7 @@ class FitConfig(Config):
         description="sessions to learn from: the train part, or also the validation part with its targets, for the "
         "final test",
     )
+    transitions: TransitionsConfig = Field(TransitionsConfig(), description="transitions")
     neighbors: NeighborsConfig = Field(NeighborsConfig(), description="sknn, s-sknn, sf-sknn, v-sknn")
     similarity: SimilarityConfig = Field(SimilarityConfig(), description="llm-seq-sim")
     embedding_neighbors: EmbeddingNeighborsConfig = Field(EmbeddingNeighborsConfig(), description="embedding-sknn")

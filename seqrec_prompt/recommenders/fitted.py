@@ -26,10 +26,18 @@ from seqrec_prompt.recommenders.markov import TransitionCounts
 from seqrec_prompt.recommenders.nearest.embedding_neighbors import EmbeddingNeighborsConfig, EmbeddingSKNN
 from seqrec_prompt.recommenders.nearest.neighbors import SFSKNN, SKNN, SSKNN, VSKNN
 from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SimilarityConfig
+from seqrec_prompt.recommenders.nearest.transitions import Transitions
 from seqrec_prompt.recommenders.popularity import MostPopular
 from seqrec_prompt.recommenders.sequential.recommender import BERT4Rec, GRU4Rec, SASRec, Sequential
 from seqrec_prompt.recommenders.sequential.settings import SequentialConfig
-from seqrec_prompt.recommenders.settings import SECTIONS, BlendConfig, HybridConfig, NeighborsConfig, SwitchConfig
+from seqrec_prompt.recommenders.settings import (
+    SECTIONS,
+    BlendConfig,
+    HybridConfig,
+    NeighborsConfig,
+    SwitchConfig,
+    TransitionsConfig,
+)
 
 PARTS = "parts"
 Kept = Fitted | LLMSeqSim | EmbeddingSKNN | Sequential | Blend | Switch
@@ -38,6 +46,7 @@ Kept = Fitted | LLMSeqSim | EmbeddingSKNN | Sequential | Blend | Switch
 RECOMMENDERS: dict[str, Any] = {
     "most-popular": MostPopular,
     "transition-counts": TransitionCounts,
+    "transitions": Transitions,
     "sknn": SKNN,
     "s-sknn": SSKNN,
     "sf-sknn": SFSKNN,
@@ -51,6 +60,7 @@ RECOMMENDERS: dict[str, Any] = {
     "switch": Switch,
 }
 SETTINGS: dict[str, type[Config]] = {
+    "transitions": TransitionsConfig,
     "neighbors": NeighborsConfig,
     "similarity": SimilarityConfig,
     "embedding_neighbors": EmbeddingNeighborsConfig,

@@ -52,6 +52,16 @@ class NeighborsConfig(Config):
     )
 
 
+class TransitionsConfig(Config):
+    """Settings of the weighted transitions."""
+
+    max_items: int = Field(16, ge=1, le=500, description="newest items of a prompt that count")
+    decay: Decay = Field("harmonic_squared", description="weight of a prompt's items, newest first")
+    backwards: float = Field(
+        1, ge=0, description="weight of what went before an item beside what followed it; 0: the latter alone"
+    )
+
+
 class HybridConfig(Config):
     """What the settings of both hybrids begin with."""
 
@@ -86,6 +96,7 @@ class SwitchConfig(HybridConfig):
 
 # Recommender → the section of FitConfig that holds its settings; one that is not here has none.
 SECTIONS = {
+    "transitions": "transitions",
     "sknn": "neighbors",
     "s-sknn": "neighbors",
     "sf-sknn": "neighbors",

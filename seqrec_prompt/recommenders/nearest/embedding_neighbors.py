@@ -14,7 +14,7 @@ from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.embeddings.table import EmbeddingTable
 from seqrec_prompt.ragged import offsets_of
 from seqrec_prompt.recommenders.base import Arrays, Recommendations
-from seqrec_prompt.recommenders.nearest.neighbors import SKNN
+from seqrec_prompt.recommenders.nearest.neighbors import SKNN, ranked
 from seqrec_prompt.recommenders.nearest.rows import Nearest
 from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SessionVectorConfig, SimilarityConfig
 from seqrec_prompt.recommenders.settings import NeighborsConfig
@@ -68,7 +68,7 @@ class EmbeddingSKNN:
         for start in range(0, max(len(sessions), 1), size):
             block = sessions.take(np.arange(start, min(start + size, len(sessions))))
             scores = self.sessions.counted(self._neighbors(block))
-            parts.append(self.sessions.lists(scores, block, k, exclude_seen=exclude_seen))
+            parts.append(ranked(scores, block, k, exclude_seen=exclude_seen))
         return Recommendations.concatenate(parts)
 
     def _neighbors(self, sessions: Sessions) -> csr_array:

@@ -94,27 +94,7 @@ class SKNN:
 
     def _recommend(self, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
         scores = self._scores(Prompts.of(sessions.last(self.config.max_items)))
-        return self.lists(scores, sessions, k, exclude_seen=exclude_seen)
-
-    def lists(self, scores: csr_array, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
-        """Return at most `k` items a session, best first, of (sessions, items) positive scores."""
-        n = len(sessions)
-        # At most `length` items can fall to the seen filter, so k + length of them always suffice.
-        entries = best(scores, k + (sessions.lengths if exclude_seen else np.zeros(n, np.int64)))
-        rows, items = rows_of(scores)[entries], scores.indices[entries]
-        if exclude_seen:
-            seen = np.isin(rows * self.n_items + items, sessions.rows * self.n_items + sessions.items)
-            entries, rows = entries[~seen], rows[~seen]
-        within = places(np.bincount(rows, minlength=n))
-        entries, rows = entries[within < k], rows[within < k]
-        return Recommendations(
-            sessions.ids,
-            offsets_of(np.bincount(rows, minlength=n)),
-            scores.indices[entries].astype(np.int32),
-            scores.data[entries].astype(np.float32).astype(np.float64),  # as they were compared
-            np.ones(n, np.bool_),
-            np.zeros(n),
-        )
+        return ranked(scores, sessions, k, exclude_seen=exclude_seen)
 
     def _scores(self, prompts: Prompts) -> csr_array:
         """(prompts, items) the scores of the module's docstring; an item that no neighbour has is not stored."""
@@ -284,6 +264,27 @@ class Prompts:
 
         offsets = offsets_of(np.bincount(self.rows, minlength=len(self)))
         return csr_array((values, self.items, offsets), shape=(len(self), n_items))
+
+
+def ranked(scores: csr_array, sessions: Sessions, k: int, *, exclude_seen: bool) -> Recommendations:
+    """Return at most `k` items a session, best first, of (sessions, items) positive scores."""
+    n, n_items = scores.shape
+    # At most `length` items can fall to the seen filter, so k + length of them always suffice.
+    entries = best(scores, k + (sessions.lengths if exclude_seen else np.zeros(n, np.int64)))
+    rows, items = rows_of(scores)[entries], scores.indices[entries]
+    if exclude_seen:
+        seen = np.isin(rows * n_items + items, sessions.rows * n_items + sessions.items)
+        entries, rows = entries[~seen], rows[~seen]
+    within = places(np.bincount(rows, minlength=n))
+    entries, rows = entries[within < k], rows[within < k]
+    return Recommendations(
+        sessions.ids,
+        offsets_of(np.bincount(rows, minlength=n)),
+        scores.indices[entries].astype(np.int32),
+        scores.data[entries].astype(np.float32).astype(np.float64),  # as they were compared
+        np.ones(n, np.bool_),
+        np.zeros(n),
+    )
 
 
 def block_bounds(pairs: npt.NDArray[np.number]) -> list[int]:
