@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -18,7 +19,7 @@ from seqrec_prompt.errors import TemplateError
 from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
 from seqrec_prompt.ragged import LongArray, TokenLists
 
-LAYOUT = 2  # of the file; another number finds no old file
+LAYOUT = 3  # of the file; another number finds no old file
 ARRAYS = tuple(field.name for field in fields(CatalogTrie) if field.name != "sequences")
 FRAME = ("head", "tail", "offer")
 
@@ -34,10 +35,12 @@ class CompiledCatalog:
         """Append `items` to the catalog; only they are tokenised, the trie is built anew from all tokens.
 
         popularity: (all items,) as for `compile_catalog`. Positions of the earlier items stay as they are. Raises
-        TemplateError where titles are cut: how much is left of each depends on all others.
+        TemplateError where titles are cut or have followers: what is written of each depends on all others.
         """
         if self.prompter.template.title_tokens is not None:
             raise TemplateError("Titles are cut (template.title_tokens): compile the whole catalog with its new items.")
+        if self.prompter.template.followers:
+            raise TemplateError("Titles have followers (template.followers): compile the whole catalog with new items.")
         old, new = self.prompter, compile_template(self.prompter.template, items, tokenizer)
         lines = TokenLists.join([old.lines, new.lines])
         answers = lines if old.answers is old.lines else TokenLists.join([old.answers, new.answers])
@@ -50,20 +53,22 @@ def compile_catalog(
     catalog: Catalog,
     tokenizer: Any,
     popularity: LongArray | None = None,
+    followers: TokenLists | None = None,
     *,
     cache: Path | None = None,
 ) -> CompiledCatalog:
     """Compile a catalog, or read it back if it was compiled before.
 
     Not for Classify, whose answers are no items.
-    popularity: (items,) orders items that share a title. cache: folder of compiled catalogs, by default
-    `catalogs` in the package's cache; a file there is named by the hash of catalog, template, tokenizer and popularity.
+    popularity: (items,) orders items that share a title. followers: as for `compile_template`. cache: folder of
+    compiled catalogs, by default `catalogs` in the package's cache; a file there is named by the hash of catalog,
+    template, tokenizer, popularity and followers.
     """
     directory = cache or cache_directory() / "catalogs"
-    file = directory / f"{_key(template, catalog, tokenizer, popularity)}.safetensors"
+    file = directory / f"{_key(template, catalog, tokenizer, popularity, followers)}.safetensors"
     if found := _load(file, template):
         return found
-    prompter = compile_template(template, catalog, tokenizer)
+    prompter = compile_template(template, catalog, tokenizer, followers=followers)
     compiled = CompiledCatalog(prompter, compile_trie(prompter.answers, popularity))
     try:
         _save(file, compiled)
@@ -72,12 +77,24 @@ def compile_catalog(
     return compiled
 
 
-def _key(template: TemplateConfig, catalog: Catalog, tokenizer: Any, popularity: LongArray | None) -> str:
+def _key(
+    template: TemplateConfig,
+    catalog: Catalog,
+    tokenizer: Any,
+    popularity: LongArray | None,
+    followers: TokenLists | None,
+) -> str:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     words = fast.to_str() if fast is not None else sorted(tokenizer.get_vocab().items())
-    ranks = None if popularity is None else hashlib.sha256(popularity.tobytes()).hexdigest()
+    ranks = [_hash(popularity)]
+    if followers is not None:
+        ranks += [_hash(followers.tokens), _hash(followers.offsets)]
     settings = [template.resolved(), tokenizer.chat_template, tokenizer.eos_token_id, type(tokenizer).__name__]
     return hash_json([LAYOUT, catalog.hash, settings, words, ranks])[:32]
+
+
+def _hash(array: npt.NDArray[Any] | None) -> str | None:
+    return None if array is None else hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def _save(file: Path, compiled: CompiledCatalog) -> None:

@@ -18,7 +18,6 @@ from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.decoding.trie import CatalogTrie
 from seqrec_prompt.embeddings.clusters import Clusters
 from seqrec_prompt.errors import TemplateError
-from seqrec_prompt.finetuning.teacher import Teacher
 from seqrec_prompt.prompting.cases import Cases, lessons
 from seqrec_prompt.prompting.templates import Prompter
 from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, ranges
@@ -90,8 +89,10 @@ def training_examples(
 def tokens_of(examples: Sessions | Cases, prompter: Prompter) -> LongArray:
     """(examples,) tokens of each."""
     if isinstance(examples, Sessions):
-        frame = len(prompter.head) + len(prompter.tail)
-        return frame + np.add.reduceat(prompter.lines.lengths[examples.items], examples.offsets[:-1])
+        frame, lengths = len(prompter.head) + len(prompter.tail), prompter.lines.lengths
+        last = examples.items[examples.offsets[1:] - 1]
+        below = (lengths - prompter.answers.lengths)[last]  # nothing is asked after the last title
+        return frame - below + np.add.reduceat(lengths[examples.items], examples.offsets[:-1])
     return np.array(
         [len(examples.prompt(i, prompter)) + len(examples.answer(i, prompter)) for i in range(len(examples))]
     )
@@ -104,15 +105,13 @@ class Collator:
     Output: input_ids, attention_mask, labels, all (B, T). For `last_item` and `all_items` the labels are the tokens of
     the targets, with what ends a list. For `catalog` they only mark the first token of each target, so that counting
     labels counts items; the loss reads `decisions` (D, 4): row, position of the state that decides, trie node it
-    decides at, index of the right child among the node's children. With a teacher, `shares` (children of all
-    decisions,) is what each child is to be given.
+    decides at, index of the right child among the node's children.
     """
 
     prompter: Prompter
     objective: Objective
     trie: CatalogTrie
     pad_token: int
-    teacher: Teacher | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Build the batch of `examples`, each {"items": catalog positions}.
@@ -131,15 +130,14 @@ class Collator:
             if self.objective == "catalog":
                 labels[row, starts] = tokens[starts]
                 decisions.append(self._decisions(row, starts, targets))
-            else:  # targets stand one after the other, up to the end
+            elif self.prompter.template.layout == "ask":  # targets stand one after the other, up to the end
                 labels[row, starts[0] : len(tokens)] = tokens[starts[0] :]
-        batch: dict[str, npt.NDArray[Any]] = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+            else:
+                taught = ranges(starts, self.prompter.answers.lengths[targets])
+                labels[row, taught] = tokens[taught]
+        batch = {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
         if decisions:
             batch["decisions"] = np.concatenate(decisions)
-            if self.teacher is not None:
-                batch["shares"] = self._shares(
-                    self.teacher, examples, [targets for _, _, targets in rows], batch["decisions"]
-                )
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _tokens(self, example: Mapping[str, Any]) -> tuple[IntArray, LongArray, IntArray]:
@@ -151,7 +149,7 @@ class Collator:
             answers = np.array(answers, np.int32)
             starts = len(prompt) + offsets_of(prompter.answers.lengths[answers])[:-1]
             return np.concatenate([prompt, *prompter.answer(answers)]), starts, answers
-        tokens = prompter.prompt(items)
+        tokens = np.concatenate([prompter.prompt(items[:-1]), *prompter.answer(items[-1:])])
         starts = len(prompter.head) + offsets_of(prompter.lines.lengths[items])[:-1]
         first = len(items) - 1 if self.objective == "last_item" else 1
         return tokens, starts[first:], items[first:]
@@ -166,23 +164,6 @@ class Collator:
         right = self._child_above(branch, np.repeat(leaf, counts))
         state = np.repeat(starts, counts) + position[entry] - 1
         return np.stack([np.full(len(entry), row), state, branch, right], axis=1)
-
-    def _shares(
-        self,
-        teacher: Teacher,
-        examples: Sequence[Mapping[str, Any]],
-        targets: Sequence[IntArray],
-        decisions: npt.NDArray[np.int64],
-    ) -> npt.NDArray[np.float32]:
-        seen: list[Any] = []
-        for example, asked in zip(examples, targets, strict=True):
-            items, n = example["items"], len(asked)
-            seen += [items] if "answers" in example else [items[: len(items) - n + i] for i in range(n)]
-        prompts = Sessions.build([str(i) for i in range(len(seen))], seen)
-        counts = np.diff(self.trie.decisions[0])[self.trie.leaf_of[np.concatenate(targets)]]
-        owner = np.repeat(np.arange(len(counts)), counts)
-        node, right = decisions[:, 2], decisions[:, 3]
-        return teacher.targets(prompts, self.trie, owner, node, right).astype(np.float32)
 
     def _child_above(self, branch: npt.NDArray[np.int64], leaf: IntArray) -> npt.NDArray[np.int64]:
         # Children's first leaves rise with the child and, breadth first, siblings are consecutive: binary search.

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from seqrec_prompt.artifacts import hash_json, manifest, refuse_inputs_inside
 from seqrec_prompt.config import Config
-from seqrec_prompt.finetuning.teacher import TeacherConfig
 from seqrec_prompt.finetuning.training import TrainingConfig, losses, require_reporter, run
 from seqrec_prompt.locks import locked
 from seqrec_prompt.prompting.cases import NEEDS, check_needs, input_hashes
@@ -56,7 +55,6 @@ class FinetuneConfig(TrainingConfig):
     )
     embeddings: Path | None = Field(None, description="Classify only: directory made by 'embed' of this catalog")
     lora: LoraConfig = LoraConfig()
-    teacher: TeacherConfig = TeacherConfig()
 
     @model_validator(mode="after")
     def _layout_fits(self) -> FinetuneConfig:
@@ -65,13 +63,6 @@ class FinetuneConfig(TrainingConfig):
         if self.validation.steps and self.template.name != "GenItem":
             raise ValueError(f"'validation.steps' judges GenItem only: leave it out with {self.template.name}")
         check_needs(self.template, self.candidates, self.embeddings)
-        if self.teacher.recommender is None and self.teacher != TeacherConfig():
-            raise ValueError("'teacher' has settings but no teacher.recommender, a directory made by 'fit'")
-        if self.teacher.recommender is not None and (self.objective, self.template.name) != ("catalog", "GenItem"):
-            raise ValueError(
-                f"'teacher.recommender' teaches decisions between items: objective 'catalog' with GenItem, not "
-                f"'{self.objective}' with {self.template.name}"
-            )
         return self
 
 
@@ -86,7 +77,6 @@ def finetune(config: FinetuneConfig) -> Path:
     from seqrec_prompt.data.dataset import Dataset
 
     refuse_inputs_inside(config.out, {name: getattr(config, name) for name in ("data", "model", *NEEDS.values())})
-    refuse_inputs_inside(config.out, {"teacher.recommender": config.teacher.recommender})
     require_reporter(config)
     data = Dataset.load(config.data)  # before the heavy imports: a wrong path is told at once
 
@@ -100,10 +90,6 @@ def finetune(config: FinetuneConfig) -> Path:
         "model": model_hash(config.model, config.revision),
         **input_hashes(config.candidates, config.embeddings),
     }
-    if config.teacher.recommender is not None:
-        from seqrec_prompt.recommenders import fitted
-
-        inputs["teacher.recommender"] = fitted.load(config.teacher.recommender, data)[1]
     made = "model" if config.method == "full" else "adapter"
     unit = "nats an item" if config.objective == "catalog" else "nats a token"
 

@@ -64,8 +64,6 @@ def pack(batch: Batch) -> Batch:
         decisions[:, 0] = row[batch["decisions"][:, 0]]
         decisions[:, 1] += start[batch["decisions"][:, 0]]
         packed["decisions"] = decisions
-    if "shares" in batch:  # of decisions, which keep their order
-        packed["shares"] = batch["shares"]
     return packed
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from seqrec_prompt.artifacts import atomic_file, is_done, manifest, peek_manifest, write_json
 from seqrec_prompt.config import Config
 from seqrec_prompt.data.lists import Candidates
+from seqrec_prompt.errors import TemplateError
 from seqrec_prompt.locks import locked
 from seqrec_prompt.prompting.cases import Cases, check_needs, input_hashes, lessons, load_clusters, questions
 from seqrec_prompt.prompting.templates import TemplateConfig, compile_template, completion, messages, text
@@ -118,6 +119,8 @@ def build_pairs(
     oldest items go first; a completion is never cut. Whoever tokenises this text may read special tokens in it, so
     those inside titles are broken up by a space. Raises TemplateError when nothing fits.
     """
+    if template.followers:
+        raise TemplateError("template.followers: not in text. Leave it out of pairs and of a hosted model's prompts.")
     names = clusters.names(data.catalog) if clusters else ()
     prompter = compile_template(template, data.catalog, tokenizer, names)
     cases = make(prompter, holdout, context, candidates, clusters)

@@ -20,7 +20,6 @@ from seqrec_prompt.engines.models import load_model, load_tokenizer
 from seqrec_prompt.errors import ConfigError, DataError, ModelError
 from seqrec_prompt.finetuning.examples import Collator, training_examples
 from seqrec_prompt.finetuning.packing import PackingCollator, refuse_mixing
-from seqrec_prompt.finetuning.teacher import Teacher
 from seqrec_prompt.finetuning.trainers import CatalogTrainer, SessionTrainer
 from seqrec_prompt.finetuning.training import CHECKPOINTS, TrainingConfig
 from seqrec_prompt.finetuning.validation import METRIC, Validation, decoding, hold_out
@@ -42,11 +41,12 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
         # Seen with bitsandbytes 0.50 on AVX512: after a forward without gradients, later gradients are wrong.
         name = "validation.steps" if config.validation.steps else "packing"
         raise ConfigError(f"'{name}' with method 'qlora' needs a GPU: 4-bit training goes wrong after it.")
-    teacher = Teacher.load(config.teacher, data)
     tokenizer = load_tokenizer(config.model, config.revision)
     clusters = load_clusters(config.template, config.embeddings, data)
     names = clusters.names(data.catalog) if clusters else ()
-    prompter = compile_template(config.template, data.catalog, tokenizer, names)
+    prompter = compile_template(
+        config.template, data.catalog, tokenizer, names, data.followers(config.template.followers)
+    )
     trie = compile_trie(prompter.answers, None if clusters else data.popularity)
     train, holdout = train_and_holdout(data, config)
     candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
@@ -82,7 +82,7 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
     options["clusters"] = clusters
     if holdout is not None:
         options |= judged_by(Validation(holdout, prompter, trie, tokenizer, config.validation))
-    collator: Any = Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0, teacher)
+    collator: Any = Collator(prompter, config.objective, trie, tokenizer.pad_token_id or 0)
     trainer = (CatalogTrainer if config.objective == "catalog" else SessionTrainer)(
         model=model,
         args=arguments,

@@ -78,8 +78,7 @@ class CatalogTrainer(SessionTrainer):
     """Trains on minus the renormalised log-probability that the search ranks by.
 
     At each branching token of a target, cross-entropy over the trie's allowed children; forced tokens cost nothing.
-    The LLM with the trie is then a hierarchical softmax over items (Morin & Bengio, 2005). Loss: nats an item. With a
-    teacher the target shares each decision with what a fitted recommender would recommend.
+    The LLM with the trie is then a hierarchical softmax over items (Morin & Bengio, 2005). Loss: nats an item.
     """
 
     def __init__(self, *args: Any, trie: CatalogTrie, **kwargs: Any) -> None:
@@ -90,7 +89,7 @@ class CatalogTrainer(SessionTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the batch's summed loss over the number of target items."""
-        decisions, shares = inputs.pop("decisions"), inputs.pop("shares", None)
+        decisions = inputs.pop("decisions")
         row, position, node, right = decisions.unbind(dim=1)
         # The LM head reads only the states before decisions, and does so within the model's forward: what spreads
         # weights over devices (FSDP, ZeRO-3) gathers them there, once.
@@ -103,7 +102,7 @@ class CatalogTrainer(SessionTrainer):
             )
         finally:
             fewer.remove()
-        total = self.loss_over_children(outputs.logits, node, right, shares)
+        total = self.loss_over_children(outputs.logits, node, right)
         items = (inputs["labels"] >= 0).sum() if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(items).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -119,13 +118,8 @@ class CatalogLoss:
         self.n_children = torch.from_numpy(trie.n_children.astype("int64"))
         self.token = torch.from_numpy(trie.token.astype("int64"))
 
-    def __call__(
-        self, logits: torch.Tensor, node: torch.Tensor, right: torch.Tensor, shares: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """`logits` (D, vocabulary) of each decision, at trie `node` (D,), whose child number `right` (D,) is right.
-
-        shares: (children of all decisions,) what each child is to be given instead, of each decision 1 in all.
-        """
+    def __call__(self, logits: torch.Tensor, node: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """`logits` (D, vocabulary) of each decision, at trie `node` (D,), whose child number `right` (D,) is right."""
         if self.token.device != logits.device:
             for name, table in vars(self).items():
                 setattr(self, name, table.to(logits.device))
@@ -138,5 +132,4 @@ class CatalogLoss:
         # log-sum-exp by segment, the peak taken out as a constant
         peak = torch.full_like(logits[:, 0], -torch.inf).scatter_reduce(0, owner, allowed.detach(), "amax")
         mass = torch.zeros_like(peak).index_add(0, owner, (allowed - peak[owner]).exp())
-        wanted = allowed[start + right].sum() if shares is None else (shares * allowed).sum()
-        return (peak + mass.log()).sum() - wanted
+        return (peak + mass.log() - allowed[start + right]).sum()

@@ -70,7 +70,8 @@ def validate(config: ValidateConfig) -> dict[str, Any]:
     data = Dataset.load(config.data)
     template, tokenizer = config.template, load_tokenizer(config.model, config.revision)
     clusters = load_clusters(template, config.embeddings, data)
-    prompter = compile_template(template, data.catalog, tokenizer, clusters.names(data.catalog) if clusters else ())
+    names = clusters.names(data.catalog) if clusters else ()
+    prompter = compile_template(template, data.catalog, tokenizer, names, data.followers(template.followers))
     candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
     train, test = data.split.train.take(data.split.train.lengths >= 2), data.split.test
     if not len(train):

@@ -212,7 +212,13 @@ def _counted(config: PlanConfig, data: Dataset) -> tuple[Work, Any]:
 
     clusters = load_clusters(config.template, config.embeddings, data)
     names = clusters.names(data.catalog) if clusters else ()
-    prompter = compile_template(config.template, data.catalog, load_tokenizer(config.model, config.revision), names)
+    prompter = compile_template(
+        config.template,
+        data.catalog,
+        load_tokenizer(config.model, config.revision),
+        names,
+        data.followers(config.template.followers),
+    )
     candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
     train, test = data.split.train, data.split.test
     train = train.take(train.lengths >= 2)

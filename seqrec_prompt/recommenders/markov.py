@@ -8,7 +8,8 @@ from typing import Self
 import numpy as np
 
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, places
+from seqrec_prompt.data.successors import most_frequent, successors
+from seqrec_prompt.ragged import IntArray, LongArray, places
 from seqrec_prompt.recommenders.base import Arrays, Recommendations
 from seqrec_prompt.recommenders.popularity import CountArray, MostPopular, blocks, lists_from_grid
 
@@ -31,15 +32,8 @@ class TransitionCounts:
     @classmethod
     def fit(cls, train: Sessions, n_items: int, config: None = None) -> Self:
         """Count the consecutive pairs of `train`; `n_items` is the size of the catalog."""
-        rows = train.rows
-        same_session = rows[:-1] == rows[1:]
-        previous, following = train.items[:-1][same_session], train.items[1:][same_session]
-        pairs, counts = np.unique(previous.astype(np.int64) * n_items + following, return_counts=True)
-        previous, following = np.divmod(pairs, n_items)
-        order = np.lexsort((following, -counts, previous))
-        offsets = offsets_of(np.bincount(previous, minlength=n_items))
-        popular = MostPopular.fit(train, n_items)
-        return cls(popular, offsets, following[order].astype(np.int32), counts[order].astype(np.int64))
+        offsets, following, counts = successors(train, n_items)
+        return cls(MostPopular.fit(train, n_items), offsets, *most_frequent(offsets, following, counts))
 
     def arrays(self) -> Arrays:
         """What has to be kept to build it again."""

@@ -201,7 +201,9 @@ def build_recommender(
         common |= {"prompter": prompter, "trie": compile_trie(prompter.answers)}
         return LLMSeqPromptClassify(clusters=clusters, popularity=data.popularity, **common)
     # Items that share a title are told apart by how often they occur in train.
-    compiled = compile_catalog(template, data.catalog, engine.tokenizer, data.popularity)
+    compiled = compile_catalog(
+        template, data.catalog, engine.tokenizer, data.popularity, data.followers(template.followers)
+    )
     common |= {"prompter": compiled.prompter, "trie": compiled.trie}
     if candidates is not None:
         return LLMSeqPromptRank(candidates=candidates, **common)

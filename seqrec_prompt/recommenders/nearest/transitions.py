@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.ragged import IntArray, LongArray, offsets_of
+from seqrec_prompt.data.successors import successors
+from seqrec_prompt.ragged import IntArray, LongArray
 from seqrec_prompt.recommenders.base import Arrays, Recommendations
 from seqrec_prompt.recommenders.nearest.decays import decay_weights
 from seqrec_prompt.recommenders.nearest.neighbors import Prompts, ranked
@@ -47,13 +48,7 @@ class Transitions:
     @classmethod
     def fit(cls, train: Sessions, n_items: int, config: TransitionsConfig | None = None) -> Self:
         """Count the consecutive pairs of `train`; `n_items` is the size of the catalog."""
-        together = train.rows[:-1] == train.rows[1:]
-        pairs, counts = np.unique(
-            train.items[:-1][together].astype(np.int64) * n_items + train.items[1:][together], return_counts=True
-        )
-        item, following = np.divmod(pairs, n_items)
-        offsets = offsets_of(np.bincount(item, minlength=n_items))
-        return cls(offsets, following.astype(np.int32), counts.astype(np.int64), config or TransitionsConfig())
+        return cls(*successors(train, n_items), config or TransitionsConfig())
 
     def arrays(self) -> Arrays:
         """What has to be kept to build it again."""

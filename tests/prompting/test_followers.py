@@ -1,0 +1,182 @@
+"""Followers below the titles of a prompt: what is written, trained, decoded and refused."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from tiny import PlainTrie, as_lists, oracle_scores
+
+from seqrec_prompt.artifacts import read_manifest
+from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.data.sessions import Sessions, Split
+from seqrec_prompt.decoding.compiled import compile_catalog
+from seqrec_prompt.decoding.trie import compile_trie
+from seqrec_prompt.errors import TemplateError
+from seqrec_prompt.finetuning.examples import Collator, tokens_of, windows
+from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
+from seqrec_prompt.finetuning.pairs import PairsConfig, pairs
+from seqrec_prompt.finetuning.setup import build_trainer
+from seqrec_prompt.finetuning.validate import ValidateConfig, validate
+from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.recommenders import files
+from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
+
+TWO = TemplateConfig(followers=2)
+ROWS = [[16, 10, 3, 6, 4], [5, 8], [19, 21, 22, 4, 3, 0, 1, 2]]
+
+
+@pytest.fixture
+def data(dataset_dir):
+    """The tiny data set; 19, 20 and 3 follow 16 (three times, twice, once), 5 follows 17 and 17 follows 19 twice."""
+    given = Dataset.load(dataset_dir)
+    train = [[16, 20], [16, 19], [16, 19, 17, 5], [16, 20, 16, 19, 17, 5], [16, 3]]
+    return Dataset(given.catalog, Split(Sessions.build([*"abcde"], train), given.split.test), given.manifest)
+
+
+def below(prompter, item):
+    """What stands below the title of an item."""
+    return prompter.lines[item].tolist()[len(prompter.answers[item]) :]
+
+
+@pytest.mark.parametrize("layout", ["continue", "ask"])
+def test_they_stand_below_the_title_in_the_tokens_of_titles(data, tokenizer, layout):
+    template = TemplateConfig(layout=layout, followers=2)
+    prompter = compile_template(template, data.catalog, tokenizer, followers=data.followers(2))
+    plain = compile_template(TemplateConfig(layout=layout), data.catalog, tokenizer)
+    titles = data.catalog.texts()
+    assert as_lists(prompter.answers) == as_lists(plain.answers)
+    for item in range(len(titles)):
+        rest = {16: f"->{titles[19]};{titles[20]}\n", 17: f"->{titles[5]}\n", 19: f"->{titles[17]}\n"}.get(item, "")
+        assert tokenizer.decode(prompter.lines[item]) == f"{titles[item]}\n{rest}"
+        assert prompter.lines[item].tolist()[: len(plain.lines[item])] == plain.lines[item].tolist()
+    written = prompter.lines[16].tolist()
+    for item in (19, 20):  # just the tokens that the model is to write
+        title = plain.lines[item].tolist()[:-1]
+        assert any(written[at : at + len(title)] == title for at in range(len(written)))
+    prompt = prompter.prompt(np.array([16, 3]))
+    question = "The next item of this session:\n" if layout == "ask" else ""
+    assert tokenizer.decode(prompt) == (
+        f"One shopping session, one item per line:\n{titles[16]}\n->{titles[19]};{titles[20]}\n{titles[3]}\n{question}"
+    )
+
+
+@pytest.mark.parametrize("objective", ["catalog", "all_items", "last_item"])
+def test_only_titles_are_learned_each_after_what_stands_below_the_one_before(data, tokenizer, objective):
+    prompter = compile_template(TWO, data.catalog, tokenizer, followers=data.followers(2))
+    trie, plain = compile_trie(prompter.answers), PlainTrie(prompter.answers)
+    rows = [[17, 16, 17, 5], [16, 20]]
+    batch = Collator(prompter, objective, trie, 0)([{"items": row} for row in rows])
+    decided = []
+    for number, row in enumerate(rows):
+        tokens, labels = prompter.head.tolist(), [-100] * len(prompter.head)
+        for place, item in enumerate(row):
+            title, asked = prompter.answers[item].tolist(), place == len(row) - 1
+            if place and (asked or objective != "last_item"):
+                decided += [(number, len(tokens) + at - 1) for at, _ in plain.decisions(title)]
+                labels += title[:1] + [-100] * (len(title) - 1) if objective == "catalog" else title
+            else:
+                labels += [-100] * len(title)
+            tokens += title
+            if not asked:  # nothing comes after the last title
+                tokens += below(prompter, item)
+                labels += [-100] * len(below(prompter, item))
+        assert batch["input_ids"][number][: len(tokens)].tolist() == tokens
+        assert batch["labels"][number][: len(tokens)].tolist() == labels
+        assert batch["attention_mask"][number].sum() == len(tokens)
+    if objective == "catalog":
+        assert [(row, state) for row, state, *_ in batch["decisions"].tolist()] == decided
+    examples = windows(Sessions.build([*"ab"], rows), prompter, 1024, objective)
+    assert tokens_of(examples, prompter).tolist() == batch["attention_mask"].sum(dim=1).tolist()
+
+
+def test_the_compiled_catalog_is_that_of_these_followers(data, tokenizer, tmp_path):
+    def compiled(most, sessions):
+        new = Dataset(data.catalog, Split(sessions, data.split.test), data.manifest)
+        template = TemplateConfig(followers=most)
+        return compile_catalog(template, data.catalog, tokenizer, followers=new.followers(most), cache=tmp_path)
+
+    train = data.split.train
+    some = {(2, 5): compiled(2, train), (1, 5): compiled(1, train), (2, 3): compiled(2, train.take(np.arange(3)))}
+    again = compiled(2, train)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert as_lists(again.prompter.lines) == as_lists(some[2, 5].prompter.lines)
+    assert as_lists(again.prompter.answers) == as_lists(some[2, 5].prompter.answers)
+    assert len({tuple(catalog.prompter.lines[16].tolist()) for catalog in some.values()}) == 3
+    with pytest.raises(TemplateError, match=r"template\.followers"):
+        again.add(data.catalog.take(np.array([3])), tokenizer)
+
+
+def test_a_tuned_adapter_decodes_with_the_followers_it_was_trained_with(dataset_dir, tiny_model, tiny_engine, tmp_path):
+    data, adapter = Dataset.load(dataset_dir), tmp_path / "adapter"
+    template = {"followers": 3, "max_items": 4}
+    finetune(
+        FinetuneConfig(
+            data=dataset_dir,
+            out=adapter,
+            model=str(tiny_model),
+            context=1024,
+            max_steps=1,
+            batch_size=2,
+            lora={"r": 2, "alpha": 4},
+            learning_rate=1e-9,
+            dtype="float32",
+            template=template,
+        )
+    )
+    assert read_manifest(adapter, "finetune")["config"]["template"]["followers"] == 3
+    out = tmp_path / "lists.parquet"
+    recommend(RecommendConfig(data=dataset_dir, model=str(tiny_model), adapter=adapter, out=out, k=5, dtype="float32"))
+    lists = files.read(out, data.catalog).lists
+    assert lists.certified.all()
+    following = data.followers(3)
+    assert following.lengths.max() == 3
+    prompter = compile_template(TemplateConfig(**template), data.catalog, tiny_engine.tokenizer, followers=following)
+    plain = compile_template(TemplateConfig(max_items=4), data.catalog, tiny_engine.tokenizer)
+    longer = 0
+    for i, items in enumerate(data.split.test.prompts):
+        prompt = prompter.prompt(items[-4:]).tolist()
+        longer += len(prompt) > len(plain.prompt(items[-4:]))
+        scores = oracle_scores(tiny_engine.model, prompt, as_lists(prompter.answers))
+        assert lists.scores[lists.offsets[i] : lists.offsets[i + 1]] == pytest.approx(
+            np.sort(scores)[::-1][:5], abs=1e-3
+        )
+        assert scores[lists[i]] == pytest.approx(np.sort(scores)[::-1][:5], abs=1e-3)
+    assert longer > 6
+
+
+def test_the_loss_is_minus_the_score_that_ranks(dataset_dir, tiny_model, tiny_engine, tmp_path):
+    data = Dataset.load(dataset_dir)
+    config = FinetuneConfig(
+        data=dataset_dir, out=tmp_path, model=str(tiny_model), context=1024, dtype="float32", template=TWO
+    )
+    trainer, _ = build_trainer(config, data)
+    prompter = compile_template(TWO, data.catalog, tiny_engine.tokenizer, followers=data.followers(2))
+    expected = [
+        -oracle_scores(tiny_engine.model, prompter.prompt(np.array(row[:j])).tolist(), as_lists(prompter.answers))[
+            row[j]
+        ]
+        for row in ROWS
+        for j in range(1, len(row))
+    ]
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model.eval(), trainer.data_collator([{"items": row} for row in ROWS]))
+    assert float(loss) == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+def test_validate_shows_them(dataset_dir, tiny_model, capsys):
+    validate(ValidateConfig(data=dataset_dir, model=str(tiny_model), template=TWO, context=2048))
+    shown = capsys.readouterr().out
+    assert "\n->" in shown
+    assert "titles come back from the tokenizer as they went in" in shown
+
+
+def test_where_they_cannot_be_written_they_are_refused(dataset_dir, tiny_model, catalog, tokenizer, tmp_path):
+    for name in ("GenList", "Rank", "Classify"):
+        with pytest.raises(ValidationError, match=f"leave it out with {name}"):
+            TemplateConfig(name=name, layout="ask", followers=1)
+    with pytest.raises(TemplateError, match=r"template\.followers is 2: give the followers"):
+        compile_template(TWO, catalog, tokenizer)
+    config = PairsConfig(data=dataset_dir, model=str(tiny_model), out=tmp_path / "p.jsonl", template=TWO)
+    with pytest.raises(TemplateError, match="Leave it out of pairs"):
+        pairs(config)
+    assert not (tmp_path / "p.jsonl").exists()
