@@ -82,7 +82,11 @@ class Bench:
             made = json.loads((given.adapter / "manifest.json").read_text(encoding="utf-8"))
             template = TemplateConfig.model_validate(made["config"]["template"])
         self.compiled: CompiledCatalog = compile_catalog(
-            template, self.data.catalog, self.engine.tokenizer, self.data.popularity
+            template,
+            self.data.catalog,
+            self.engine.tokenizer,
+            self.data.popularity,
+            self.data.followers(template.followers),
         )
         self.clock = Clock(self.engine)
         self.seed = given.seed

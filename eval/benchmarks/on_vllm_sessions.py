@@ -31,7 +31,9 @@ class Bench:
         if given.adapter:
             made = json.loads((given.adapter / "manifest.json").read_text(encoding="utf-8"))
             template = TemplateConfig.model_validate(made["config"]["template"])
-        self.compiled = compile_catalog(template, self.data.catalog, tokenizer, self.data.popularity)
+        self.compiled = compile_catalog(
+            template, self.data.catalog, tokenizer, self.data.popularity, self.data.followers(template.followers)
+        )
         test = self.data.split.test.prompts
         drawn = np.random.default_rng(given.seed).permutation(len(test))[:sessions]  # fewer are the first of more
         prompter = self.compiled.prompter

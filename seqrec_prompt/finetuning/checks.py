@@ -168,8 +168,9 @@ def starved(trie: CatalogTrie, popularity: LongArray, width: int) -> int:
 
 def mismatch(trained: dict[str, Any], data: Dataset, template: TemplateConfig) -> Iterator[Finding]:
     """Where an adapter was trained on other prompts, or other items, than it would be asked with."""
-    was, now = trained["config"]["template"], template.resolved()
-    if differing := [f"{key}: {was.get(key)!r} → {now[key]!r}" for key in now if was.get(key) != now[key]]:
+    # Read as a template: what settings have come since stand as they were without them.
+    was, now = TemplateConfig.model_validate(trained["config"]["template"]).resolved(), template.resolved()
+    if differing := [f"{key}: {was[key]!r} → {now[key]!r}" for key in now if was[key] != now[key]]:
         yield Finding(
             f"the adapter was trained with another template: {'; '.join(differing)}",
             "leave the template out: 'recommend' takes the adapter's own",
