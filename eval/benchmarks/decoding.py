@@ -86,7 +86,7 @@ class Bench:
             self.data.catalog,
             self.engine.tokenizer,
             self.data.popularity,
-            self.data.followers(template.followers),
+            self.data.companions(template.companions),
         )
         self.clock = Clock(self.engine)
         self.seed = given.seed

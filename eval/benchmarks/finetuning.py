@@ -114,7 +114,10 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
 
 def _over_prefixes(data: Dataset, config: FinetuneConfig) -> Dataset:
     prompter = compile_template(
-        config.template, data.catalog, load_tokenizer(config.model), followers=data.followers(config.template.followers)
+        config.template,
+        data.catalog,
+        load_tokenizer(config.model),
+        companions=data.companions(config.template.companions),
     )
     cut = windows(data.split.train, prompter, config.context, "all_items").prefixes()
     return dataclasses.replace(data, split=dataclasses.replace(data.split, train=cut))

@@ -32,7 +32,7 @@ class Bench:
             made = json.loads((given.adapter / "manifest.json").read_text(encoding="utf-8"))
             template = TemplateConfig.model_validate(made["config"]["template"])
         self.compiled = compile_catalog(
-            template, self.data.catalog, tokenizer, self.data.popularity, self.data.followers(template.followers)
+            template, self.data.catalog, tokenizer, self.data.popularity, self.data.companions(template.companions)
         )
         test = self.data.split.test.prompts
         drawn = np.random.default_rng(given.seed).permutation(len(test))[:sessions]  # fewer are the first of more

@@ -17,7 +17,7 @@ import pyarrow as pa
 from seqrec_prompt.artifacts import MANIFEST, hash_json, read_manifest, write_json
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Split, load_holdout, load_sessions, save_sessions
-from seqrec_prompt.data.successors import followers
+from seqrec_prompt.data.successors import companions
 from seqrec_prompt.errors import ArtifactError
 from seqrec_prompt.ragged import TokenLists
 
@@ -42,9 +42,9 @@ class Dataset:
         """(items,) occurrences of each item in the train sessions."""
         return np.bincount(self.split.train.items, minlength=len(self.catalog)).astype(np.int64)
 
-    def followers(self, most: int) -> TokenLists | None:
-        """Of each item, the `most` items that most often followed it in train; None for 0 of them."""
-        return followers(self.split.train, len(self.catalog), most) if most else None
+    def companions(self, most: int) -> TokenLists | None:
+        """Of each item, the `most` items that most often stood next to it in train; None for 0 of them."""
+        return companions(self.split.train, len(self.catalog), most) if most else None
 
     def save(self, directory: Path) -> None:
         """Write all files into an existing directory."""

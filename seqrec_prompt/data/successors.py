@@ -1,4 +1,4 @@
-"""What directly followed what in sessions, and how often."""
+"""What stood next to what in sessions, and how often."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of, places
 
-LEAST = 2  # what followed once may have followed by chance, and is the very session that is to be learned
+LEAST = 2  # what stood there once may have done so by chance, and in the very session that is to be learned
 
 
 def successors(sessions: Sessions, n_items: int) -> tuple[LongArray, IntArray, LongArray]:
@@ -34,10 +34,22 @@ def most_frequent(
     return following[order], counts[order]
 
 
-def followers(sessions: Sessions, n_items: int, most: int) -> TokenLists:
-    """(n_items,) lists: of each item the `most` items that most often followed it, twice at least."""
+def companions(sessions: Sessions, n_items: int, most: int) -> TokenLists:
+    """(n_items,) lists: of each item i the `most` items j that most often stood next to it, twice at least.
+
+    First those with the largest P(j|i) + Q(j|i), the shares of j among what directly followed i and among what directly
+    went before it, compared as 32-bit numbers; ties in catalog order.
+    """
     offsets, following, counts = successors(sessions, n_items)
-    following, counts = most_frequent(offsets, following, counts)
-    keep = (places(np.diff(offsets)) < most) & (counts >= LEAST)
-    rows = np.repeat(np.arange(n_items), np.diff(offsets))[keep]
-    return TokenLists.by_row(rows, following[keep], n_items)
+    item = np.repeat(np.arange(n_items), np.diff(offsets))
+    after = counts / np.bincount(item, counts, minlength=n_items)[item]
+    before = counts / np.bincount(following, counts, minlength=n_items)[following]
+    pairs = np.concatenate([item * n_items + following, following.astype(np.int64) * n_items + item])
+    found, place = np.unique(pairs, return_inverse=True)
+    shares = np.bincount(place, np.concatenate([after, before])).astype(np.float32)
+    often = np.bincount(place, np.concatenate([counts, counts])) >= LEAST
+    rows, other = np.divmod(found[often], n_items)
+    order = np.lexsort((other, -shares[often], rows))
+    rows, other = rows[order], other[order]
+    keep = places(np.bincount(rows, minlength=n_items)) < most
+    return TokenLists.by_row(rows[keep], other[keep].astype(np.int32), n_items)

@@ -35,12 +35,14 @@ class CompiledCatalog:
         """Append `items` to the catalog; only they are tokenised, the trie is built anew from all tokens.
 
         popularity: (all items,) as for `compile_catalog`. Positions of the earlier items stay as they are. Raises
-        TemplateError where titles are cut or have followers: what is written of each depends on all others.
+        TemplateError where titles are cut or have companions: what is written of each depends on all others.
         """
         if self.prompter.template.title_tokens is not None:
             raise TemplateError("Titles are cut (template.title_tokens): compile the whole catalog with its new items.")
-        if self.prompter.template.followers:
-            raise TemplateError("Titles have followers (template.followers): compile the whole catalog with new items.")
+        if self.prompter.template.companions:
+            raise TemplateError(
+                "Titles have companions (template.companions): compile the whole catalog with new items."
+            )
         old, new = self.prompter, compile_template(self.prompter.template, items, tokenizer)
         lines = TokenLists.join([old.lines, new.lines])
         answers = lines if old.answers is old.lines else TokenLists.join([old.answers, new.answers])
@@ -53,22 +55,22 @@ def compile_catalog(
     catalog: Catalog,
     tokenizer: Any,
     popularity: LongArray | None = None,
-    followers: TokenLists | None = None,
+    companions: TokenLists | None = None,
     *,
     cache: Path | None = None,
 ) -> CompiledCatalog:
     """Compile a catalog, or read it back if it was compiled before.
 
     Not for Classify, whose answers are no items.
-    popularity: (items,) orders items that share a title. followers: as for `compile_template`. cache: folder of
+    popularity: (items,) orders items that share a title. companions: as for `compile_template`. cache: folder of
     compiled catalogs, by default `catalogs` in the package's cache; a file there is named by the hash of catalog,
-    template, tokenizer, popularity and followers.
+    template, tokenizer, popularity and companions.
     """
     directory = cache or cache_directory() / "catalogs"
-    file = directory / f"{_key(template, catalog, tokenizer, popularity, followers)}.safetensors"
+    file = directory / f"{_key(template, catalog, tokenizer, popularity, companions)}.safetensors"
     if found := _load(file, template):
         return found
-    prompter = compile_template(template, catalog, tokenizer, followers=followers)
+    prompter = compile_template(template, catalog, tokenizer, companions=companions)
     compiled = CompiledCatalog(prompter, compile_trie(prompter.answers, popularity))
     try:
         _save(file, compiled)
@@ -82,13 +84,13 @@ def _key(
     catalog: Catalog,
     tokenizer: Any,
     popularity: LongArray | None,
-    followers: TokenLists | None,
+    companions: TokenLists | None,
 ) -> str:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     words = fast.to_str() if fast is not None else sorted(tokenizer.get_vocab().items())
     ranks = [_hash(popularity)]
-    if followers is not None:
-        ranks += [_hash(followers.tokens), _hash(followers.offsets)]
+    if companions is not None:
+        ranks += [_hash(companions.tokens), _hash(companions.offsets)]
     settings = [template.resolved(), tokenizer.chat_template, tokenizer.eos_token_id, type(tokenizer).__name__]
     return hash_json([LAYOUT, catalog.hash, settings, words, ranks])[:32]
 

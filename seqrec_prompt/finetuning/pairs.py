@@ -119,8 +119,8 @@ def build_pairs(
     oldest items go first; a completion is never cut. Whoever tokenises this text may read special tokens in it, so
     those inside titles are broken up by a space. Raises TemplateError when nothing fits.
     """
-    if template.followers:
-        raise TemplateError("template.followers: not in text. Leave it out of pairs and of a hosted model's prompts.")
+    if template.companions:
+        raise TemplateError("template.companions: not in text. Leave it out of pairs and of a hosted model's prompts.")
     names = clusters.names(data.catalog) if clusters else ()
     prompter = compile_template(template, data.catalog, tokenizer, names)
     cases = make(prompter, holdout, context, candidates, clusters)

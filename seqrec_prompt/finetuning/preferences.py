@@ -78,7 +78,7 @@ def build_preference_trainer(
     longest title does not fit the context.
     """
     tokenizer = load_tokenizer(config.model, config.revision)
-    prompter = compile_template(template, data.catalog, tokenizer, followers=data.followers(template.followers))
+    prompter = compile_template(template, data.catalog, tokenizer, companions=data.companions(template.companions))
     shown = windows(preferences.sessions, prompter, config.context, "last_item")
     options: dict[str, Any] = {}
     if holdout is not None:

@@ -45,7 +45,7 @@ def build_trainer(config: FinetuneConfig, data: Dataset) -> tuple[Any, dict[str,
     clusters = load_clusters(config.template, config.embeddings, data)
     names = clusters.names(data.catalog) if clusters else ()
     prompter = compile_template(
-        config.template, data.catalog, tokenizer, names, data.followers(config.template.followers)
+        config.template, data.catalog, tokenizer, names, data.companions(config.template.companions)
     )
     trie = compile_trie(prompter.answers, None if clusters else data.popularity)
     train, holdout = train_and_holdout(data, config)

@@ -71,7 +71,7 @@ def validate(config: ValidateConfig) -> dict[str, Any]:
     template, tokenizer = config.template, load_tokenizer(config.model, config.revision)
     clusters = load_clusters(template, config.embeddings, data)
     names = clusters.names(data.catalog) if clusters else ()
-    prompter = compile_template(template, data.catalog, tokenizer, names, data.followers(template.followers))
+    prompter = compile_template(template, data.catalog, tokenizer, names, data.companions(template.companions))
     candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
     train, test = data.split.train.take(data.split.train.lengths >= 2), data.split.test
     if not len(train):

@@ -217,7 +217,7 @@ def _counted(config: PlanConfig, data: Dataset) -> tuple[Work, Any]:
         data.catalog,
         load_tokenizer(config.model, config.revision),
         names,
-        data.followers(config.template.followers),
+        data.companions(config.template.companions),
     )
     candidates = Candidates.load(config.candidates, data, "train") if config.candidates else None
     train, test = data.split.train, data.split.test

@@ -30,7 +30,7 @@ from seqrec_prompt.prompting.titles import shorten
 from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of, places
 
 NEWLINE = "\n"
-ARROW, COMMA = "->", ";"  # before the first follower of an item, and between them
+ARROW, COMMA = "->", ";"  # before the first companion of an item, and between them
 # Stand for session and candidates while the chat template is rendered; the text around them is what the model sees.
 PLACE, OFFER = "\x02session\x03", "\x02candidates\x03"
 VARIANTS = Path(__file__).parent / "variants"
@@ -61,9 +61,9 @@ class TemplateConfig(Config):
         None, ge=1, description="cut titles after so many tokens, or after the one that tells them from all others, "
         "whichever is later: less to read, write and learn where titles are long; unset: whole titles"
     )  # fmt: skip
-    followers: int = Field(
-        0, ge=0, description="GenItem: below each title of the session, so many of those that most often came next in "
-        "train, twice at least: what need not be learned by heart"
+    companions: int = Field(
+        0, ge=0, description="GenItem: below each title of the session, so many of those that most often stood next to "
+        "it in train, on either side: what need not be learned by heart"
     )  # fmt: skip
     list_length: int = Field(20, ge=1, description="titles of a list, GenList; candidates of a prompt, Rank")
     clusters: int = Field(200, ge=2, description="k-means clusters of the items' embeddings, Classify")
@@ -91,8 +91,8 @@ class TemplateConfig(Config):
     def _only_one_item_goes_on(self) -> TemplateConfig:
         if self.name != "GenItem" and self.layout != "ask":
             raise ValueError(f"{self.name} is asked for: template.layout is 'ask'")
-        if self.followers and self.name != "GenItem":
-            raise ValueError(f"'template.followers' helps to say what comes next: leave it out with {self.name}")
+        if self.companions and self.name != "GenItem":
+            raise ValueError(f"'template.companions' helps to say what comes next: leave it out with {self.name}")
         return self
 
     @property
@@ -123,7 +123,7 @@ class Prompter:
     head, tail: token ids around the session. offer: those between session and candidates, Rank only. lines: each item
     as a line of the prompt. answers: each item, or for Classify each cluster, as it is generated, end token included;
     in a list the line break ends each title and `end_token` the list. In layout `continue` a line begins with its
-    answer, and without followers ends there.
+    answer, and without companions ends there.
     """
 
     template: TemplateConfig
@@ -196,22 +196,22 @@ def compile_template(
     catalog: Catalog,
     tokenizer: Any,
     clusters: Sequence[str] = (),
-    followers: TokenLists | None = None,
+    companions: TokenLists | None = None,
 ) -> Prompter:
     """Tokenise a template's frame and every item in the context they will stand in.
 
-    `tokenizer` is a Hugging Face tokenizer. clusters: their names, Classify only. followers: (items,) those of
-    `Dataset.followers`, where the template wants some. Raises TemplateError when the model has no chat template but one
-    is wanted, or when the tokenizer joins a title with the line break before it.
+    `tokenizer` is a Hugging Face tokenizer. clusters: their names, Classify only. companions: (items,) those of
+    `Dataset.companions`, where the template wants some. Raises TemplateError when the model has no chat template but
+    one is wanted, or when the tokenizer joins a title with the line break before it.
     """
-    if bool(template.followers) != (followers is not None):
-        raise TemplateError(f"template.followers is {template.followers}: give the followers of just as many.")
+    if bool(template.companions) != (companions is not None):
+        raise TemplateError(f"template.companions is {template.companions}: give the companions of just as many.")
     if (template.name == "Classify") != bool(clusters):
         raise TemplateError(f"{template.name} has {'no' if clusters else 'only'} clusters for answers.")
     before, offer, after = _frame(template, tokenizer)
     newline = _ids(tokenizer(NEWLINE, add_special_tokens=False)["input_ids"])
     titles = _cut(template, _tokenise(tokenizer, catalog.texts(template.attributes), NEWLINE), newline)
-    lines = titles if followers is None else _with_followers(titles, followers, tokenizer, newline)
+    lines = titles if companions is None else _with_companions(titles, companions, tokenizer, newline)
     head = _ids(tokenizer(before, add_special_tokens=not template.chat)["input_ids"])
     if template.layout == "continue":
         return Prompter(template, head, _ids([]), lines, titles, None)
@@ -231,12 +231,12 @@ def compile_template(
     return Prompter(template, head, tail, lines, answers, end_token, middle)
 
 
-def _with_followers(titles: TokenLists, followers: TokenLists, tokenizer: Any, newline: IntArray) -> TokenLists:
-    """Lines of a title, and below it "->" and the titles of its followers, the same tokens as where they are lines."""
+def _with_companions(titles: TokenLists, companions: TokenLists, tokenizer: Any, newline: IntArray) -> TokenLists:
+    """Lines of a title, and below it "->" and the titles of its companions, the same tokens as where they are lines."""
     arrow, comma = (_after_line(tokenizer, sign) for sign in (ARROW, COMMA))
     short = [title[: len(title) - len(newline)] for title in titles]
     lines = []
-    for title, following in zip(titles, followers, strict=True):
+    for title, following in zip(titles, companions, strict=True):
         parts = [title]
         for place, item in enumerate(following.tolist()):
             parts += [comma if place else arrow, short[item]]

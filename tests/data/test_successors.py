@@ -3,11 +3,12 @@
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from seqrec_prompt.data.sessions import Sessions
-from seqrec_prompt.data.successors import followers, successors
+from seqrec_prompt.data.successors import companions, successors
 
 N_ITEMS = 6
 item_lists = st.lists(st.lists(st.integers(0, N_ITEMS - 1), max_size=9), max_size=12)
@@ -28,10 +29,19 @@ def test_successors_are_the_plain_count(lists):
 
 
 @given(item_lists, st.integers(1, 4))
-def test_followers_are_those_that_came_twice_at_least_most_frequent_first(lists, most):
-    counted = Counter(pair for session in lists for pair in pairwise(session))
-    found = followers(sessions_of(lists), N_ITEMS, most)
+def test_companions_stood_beside_twice_at_least_the_largest_shares_first(lists, most):
+    pairs = [pair for session in lists for pair in pairwise(session)]
+
+    def share(near, item):
+        return np.float32(0) if item not in near else near.count(item) / len(near)
+
+    found = companions(sessions_of(lists), N_ITEMS, most)
     assert len(found) == N_ITEMS
     for item in range(N_ITEMS):
-        after = [(-n, other) for (one, other), n in counted.items() if one == item and n >= 2]
-        assert found[item].tolist() == [other for _, other in sorted(after)][:most]
+        after, before = [b for a, b in pairs if a == item], [a for a, b in pairs if b == item]
+        ranked = sorted(
+            (-np.float32(share(after, other) + share(before, other)), other)
+            for other in range(N_ITEMS)
+            if (after + before).count(other) >= 2
+        )
+        assert found[item].tolist() == [other for _, other in ranked][:most]

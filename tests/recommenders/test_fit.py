@@ -23,7 +23,7 @@ from seqrec_prompt.recommenders.nearest.embedding_neighbors import EmbeddingNeig
 from seqrec_prompt.recommenders.nearest.neighbors import VSKNN
 from seqrec_prompt.recommenders.nearest.similarity import LLMSeqSim, SimilarityConfig
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
-from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig
+from seqrec_prompt.recommenders.settings import SECTIONS, NeighborsConfig, TransitionsConfig
 
 SEQUENTIAL = ["sasrec", "bert4rec", "gru4rec"]  # which are trained: tests/recommenders/sequential
 NAMES = [name for name in fitted.RECOMMENDERS if name not in (*FROM_EMBEDDINGS, *SEQUENTIAL, *HYBRIDS)]
@@ -52,7 +52,10 @@ def test_every_recommender_can_be_asked_for():
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_what_is_read_back_recommends_the_same(data, dataset_dir, tmp_path, name, exclude_seen):
     section = SECTIONS.get(name)
-    config = NeighborsConfig(k_neighbors=7, sample=9, sampling="random", idf=0.5, seed=3) if section else None
+    config = {
+        "neighbors": NeighborsConfig(k_neighbors=7, sample=9, sampling="random", idf=0.5, seed=3),
+        "transitions": TransitionsConfig(max_items=3, decay="harmonic", backwards=0.5),
+    }.get(section)
     out = tmp_path / "fitted"
     fit(FitConfig(data=dataset_dir, recommender=name, out=out, **({section: config} if section else {})))
     before = fitted.RECOMMENDERS[name].fit(data.split.train, len(data.catalog), config)

@@ -202,7 +202,7 @@ def build_recommender(
         return LLMSeqPromptClassify(clusters=clusters, popularity=data.popularity, **common)
     # Items that share a title are told apart by how often they occur in train.
     compiled = compile_catalog(
-        template, data.catalog, engine.tokenizer, data.popularity, data.followers(template.followers)
+        template, data.catalog, engine.tokenizer, data.popularity, data.companions(template.companions)
     )
     common |= {"prompter": compiled.prompter, "trie": compiled.trie}
     if candidates is not None:
