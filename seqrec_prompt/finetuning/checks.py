@@ -54,15 +54,15 @@ def round_trip(data: Dataset, prompter: Prompter, tokenizer: Any) -> Iterator[Fi
         yield Finding(f"titles are cut ({whole}): {kept:.1f} tokens on average stand in a prompt")
         return
     texts = data.catalog.texts(prompter.template.attributes)
-    titles = prompter.answers if prompter.template.layout == "continue" else prompter.lines
     before = tokenizer(NEWLINE, add_special_tokens=False)["input_ids"]
     broken = []
     for start in range(0, len(texts), BLOCK):
         block = range(start, min(start + BLOCK, len(texts)))
         back = tokenizer.batch_decode(
-            [[*before, *titles[item].tolist()] for item in block], clean_up_tokenization_spaces=False
+            [[*before, *prompter.lines[item].tolist()] for item in block], clean_up_tokenization_spaces=False
         )
-        broken += [(item, text) for item, text in zip(block, back, strict=True) if text.strip() != texts[item].strip()]
+        titles = [text.strip().partition(NEWLINE)[0] for text in back]  # what may stand below a title is none
+        broken += [(item, text) for item, text in zip(block, titles, strict=True) if text != texts[item].strip()]
     if not broken:
         yield Finding(f"all {len(texts):,} titles come back from the tokenizer as they went in")
         return

@@ -170,8 +170,12 @@ def test_the_loss_is_minus_the_score_that_ranks(dataset_dir, tiny_model, tiny_en
     assert float(loss) == pytest.approx(np.mean(expected), abs=1e-4)
 
 
-def test_validate_shows_them(dataset_dir, tiny_model, capsys):
-    validate(ValidateConfig(data=dataset_dir, model=str(tiny_model), template=TWO, context=2048))
+@pytest.mark.parametrize("layout", ["continue", "ask"])
+def test_validate_shows_them(dataset_dir, tiny_model, capsys, layout):
+    template, objective = TemplateConfig(layout=layout, companions=2), "catalog"
+    validate(
+        ValidateConfig(data=dataset_dir, model=str(tiny_model), template=template, objective=objective, context=2048)
+    )
     shown = capsys.readouterr().out
     assert "\n->" in shown
     assert "titles come back from the tokenizer as they went in" in shown
