@@ -16,7 +16,7 @@ _PUBLIC = {
     "PrepareConfig": "data.prepare",
     "prepare": "data.prepare",
     "TemplateConfig": "prompting.templates",
-    "compile_template": "prompting.templates",
+    "compile_template": "prompting.prompter",
     "Candidates": "data.lists",
     "Clusters": "embeddings.clusters",
     "lessons": "prompting.cases",

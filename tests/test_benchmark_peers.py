@@ -12,7 +12,8 @@ import torch
 from seqrec_prompt.decoding.search import score_catalog
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.errors import MissingExtraError
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import TokenLists
 
 FILE = Path(__file__).parents[1] / "eval" / "benchmarks" / "peers.py"

@@ -34,7 +34,7 @@ from seqrec_prompt.finetuning.examples import windows
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.finetuning.packing import PackingCollator
 from seqrec_prompt.finetuning.setup import build_trainer
-from seqrec_prompt.prompting.templates import compile_template
+from seqrec_prompt.prompting.prompter import compile_template
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 
 OBJECTIVES = ("last_item", "all_items", "catalog")

@@ -33,7 +33,8 @@ from seqrec_prompt.decoding.compiled import compile_catalog
 from seqrec_prompt.decoding.search import search
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 from seqrec_prompt.engines.models import load_tokenizer
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 
 mpl.use("Agg")
 SIZES = (12_101, 100_000, 1_000_000)

@@ -16,7 +16,8 @@ from seqrec_prompt.artifacts import atomic_file, cache_directory, hash_json
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.decoding.trie import CatalogTrie, compile_trie
 from seqrec_prompt.errors import TemplateError
-from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import Prompter, compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import LongArray, TokenLists
 
 LAYOUT = 3  # of the file; another number finds no old file

@@ -11,7 +11,8 @@ import numpy as np
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.decoding.trie import CatalogTrie
 from seqrec_prompt.prompting.cases import Cases
-from seqrec_prompt.prompting.templates import NEWLINE, Prompter, TemplateConfig
+from seqrec_prompt.prompting.prompter import Prompter
+from seqrec_prompt.prompting.templates import NEWLINE, TemplateConfig
 from seqrec_prompt.ragged import LongArray
 
 FEW = 3  # examples named in a finding

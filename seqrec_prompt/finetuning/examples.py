@@ -19,7 +19,7 @@ from seqrec_prompt.decoding.trie import CatalogTrie
 from seqrec_prompt.embeddings.clusters import Clusters
 from seqrec_prompt.errors import TemplateError
 from seqrec_prompt.prompting.cases import Cases, lessons
-from seqrec_prompt.prompting.templates import Prompter
+from seqrec_prompt.prompting.prompter import Prompter
 from seqrec_prompt.ragged import IntArray, LongArray, offsets_of, ranges
 
 Objective = Literal["last_item", "all_items", "catalog"]

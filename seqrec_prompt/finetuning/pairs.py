@@ -15,7 +15,8 @@ from seqrec_prompt.data.lists import Candidates
 from seqrec_prompt.errors import TemplateError
 from seqrec_prompt.locks import locked
 from seqrec_prompt.prompting.cases import Cases, check_needs, input_hashes, lessons, load_clusters, questions
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template, completion, messages, text
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig, completion, messages, text
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset

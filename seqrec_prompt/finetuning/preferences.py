@@ -21,7 +21,8 @@ from seqrec_prompt.finetuning.setup import judged_by, refuse_shards, training_ar
 from seqrec_prompt.finetuning.trainers import PreferenceTrainer
 from seqrec_prompt.finetuning.training import TrainingConfig
 from seqrec_prompt.finetuning.validation import Validation
-from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import Prompter, compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import IntArray
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from seqrec_prompt.finetuning.training import CHECKPOINTS, TrainingConfig
 from seqrec_prompt.finetuning.validation import METRIC, Validation, decoding, hold_out
 from seqrec_prompt.finetuning.watch import Patience
 from seqrec_prompt.prompting.cases import Cases, load_clusters
-from seqrec_prompt.prompting.templates import compile_template
+from seqrec_prompt.prompting.prompter import compile_template
 
 if TYPE_CHECKING:
     from seqrec_prompt.data.dataset import Dataset

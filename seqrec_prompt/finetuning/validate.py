@@ -17,7 +17,8 @@ from seqrec_prompt.data.sessions import Holdout
 from seqrec_prompt.data.suspicious import describe, suspicious
 from seqrec_prompt.errors import DataError
 from seqrec_prompt.prompting.cases import Cases, check_needs, load_clusters, questions
-from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import Prompter, compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import LongArray
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from seqrec_prompt.decoding.trie import CatalogTrie
 from seqrec_prompt.ragged import TokenLists, places
 
 if TYPE_CHECKING:
-    from seqrec_prompt.prompting.templates import Prompter
+    from seqrec_prompt.prompting.prompter import Prompter
 
 METRIC = "ndcg@10"
 CUTOFF = 10

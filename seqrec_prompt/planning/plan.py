@@ -208,7 +208,7 @@ def _counted(config: PlanConfig, data: Dataset) -> tuple[Work, Any]:
     from seqrec_prompt.finetuning.examples import tokens_of, training_examples
     from seqrec_prompt.planning.work import work_of
     from seqrec_prompt.prompting.cases import load_clusters, questions
-    from seqrec_prompt.prompting.templates import compile_template
+    from seqrec_prompt.prompting.prompter import compile_template
 
     clusters = load_clusters(config.template, config.embeddings, data)
     names = clusters.names(data.catalog) if clusters else ()

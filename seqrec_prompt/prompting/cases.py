@@ -14,7 +14,8 @@ from seqrec_prompt.data.sessions import Holdout, Sessions
 from seqrec_prompt.embeddings.clusters import Clusters
 from seqrec_prompt.embeddings.table import VECTORS, EmbeddingTable
 from seqrec_prompt.errors import ArtifactError, DataError
-from seqrec_prompt.prompting.templates import LISTS_SHARE, Prompter, TemplateConfig
+from seqrec_prompt.prompting.prompter import LISTS_SHARE, Prompter
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import IntArray, TokenLists, offsets_of
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from tiny import PlainTrie
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.engines.models import load_tokenizer
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 
 ITEMS = Path(__file__).parents[2].parent / "shared" / "data" / "beauty_2014_5core" / "items.csv.gz"
 

@@ -25,7 +25,8 @@ from seqrec_prompt.engines import huggingface, packed
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 from seqrec_prompt.engines.models import load_tokenizer, model_hash
 from seqrec_prompt.errors import ModelError
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import TokenLists
 from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt
 

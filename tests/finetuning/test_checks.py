@@ -14,7 +14,8 @@ from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.finetuning.checks import capitals, leakage, mismatch, round_trip, short_lists, starved
 from seqrec_prompt.finetuning.estimate import Shape, duration, training_bytes, training_flops
 from seqrec_prompt.finetuning.validate import ValidateConfig, validate
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import TokenLists
 
 

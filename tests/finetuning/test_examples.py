@@ -13,7 +13,8 @@ from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.errors import TemplateError
 from seqrec_prompt.finetuning.examples import Collator, windows
-from seqrec_prompt.prompting.templates import Prompter, TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import Prompter, compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import TokenLists
 
 N_ITEMS = 8

@@ -11,7 +11,8 @@ from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.finetuning.examples import windows
 from seqrec_prompt.finetuning.finetune import FinetuneConfig
 from seqrec_prompt.finetuning.setup import build_trainer
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template, messages, text
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig, messages, text
 
 # Of the catalog fixture: the items from here on have ordinary titles.
 ORDINARY = 16

@@ -9,7 +9,8 @@ import pytest
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.errors import TemplateError
 from seqrec_prompt.finetuning.validate import ValidateConfig, histogram, validate
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from seqrec_prompt.evaluation.metrics import evaluate_lists
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.finetuning.trainers import SessionTrainer
 from seqrec_prompt.finetuning.validation import Validation, ValidationConfig, hold_out
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt
 
 

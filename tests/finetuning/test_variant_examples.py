@@ -7,7 +7,8 @@ from tiny import PlainTrie
 from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.finetuning.examples import Collator
 from seqrec_prompt.finetuning.validate import ValidateConfig, validate
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 
 PAD = 0
 NAMES = ["a shampoo", "creams", "a lip balm"]

@@ -13,7 +13,8 @@ from seqrec_prompt.embeddings.clusters import Clusters
 from seqrec_prompt.errors import ConfigError, DataError
 from seqrec_prompt.finetuning.validate import ValidateConfig
 from seqrec_prompt.prompting.cases import NEEDS, lessons, questions
-from seqrec_prompt.prompting.templates import LISTS_SHARE, VARIANTS, TemplateConfig, compile_template, messages, text
+from seqrec_prompt.prompting.prompter import LISTS_SHARE, compile_template
+from seqrec_prompt.prompting.templates import VARIANTS, TemplateConfig, messages, text
 from seqrec_prompt.ragged import TokenLists
 
 NAMES = ("GenItem", "GenList", "Classify", "Rank")

@@ -17,7 +17,8 @@ from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.finetuning.pairs import PairsConfig, pairs
 from seqrec_prompt.finetuning.setup import build_trainer
 from seqrec_prompt.finetuning.validate import ValidateConfig, validate
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.recommenders import files
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from seqrec_prompt.data.catalog import Catalog
 from seqrec_prompt.data.sessions import Sessions
 from seqrec_prompt.errors import DataError, TemplateError
-from seqrec_prompt.prompting.templates import PLACE, TemplateConfig, compile_template, messages, text
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import PLACE, TemplateConfig, messages, text
 
 LAYOUTS = [(layout, chat) for layout in ("continue", "ask") for chat in (False, True)]
 every_layout = pytest.mark.parametrize(("layout", "chat"), LAYOUTS)

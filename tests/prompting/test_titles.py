@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from seqrec_prompt.decoding.compiled import compile_catalog
 from seqrec_prompt.errors import TemplateError
 from seqrec_prompt.finetuning.pairs import PairsConfig
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.prompting.titles import shorten
 from seqrec_prompt.ragged import TokenLists
 

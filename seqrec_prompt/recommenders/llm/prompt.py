@@ -13,7 +13,7 @@ from seqrec_prompt.decoding.frontier import FloatArray
 from seqrec_prompt.decoding.search import Found, PrefixScorer, Scoring, score_catalog, search
 from seqrec_prompt.decoding.trie import CatalogTrie
 from seqrec_prompt.errors import ModelError, is_out_of_memory
-from seqrec_prompt.prompting.templates import Prompter
+from seqrec_prompt.prompting.prompter import Prompter
 from seqrec_prompt.ragged import IntArray
 from seqrec_prompt.recommenders.base import Recommendations
 from seqrec_prompt.recommenders.rules import Rules

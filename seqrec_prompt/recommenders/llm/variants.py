@@ -20,7 +20,8 @@ from seqrec_prompt.decoding.trie import compile_trie
 from seqrec_prompt.embeddings.clusters import CLUSTERS, Clusters
 from seqrec_prompt.errors import ConfigError
 from seqrec_prompt.prompting.cases import HOW, candidates_of, fitting, in_catalog_order, load_clusters
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import IntArray, LongArray, TokenLists, offsets_of
 from seqrec_prompt.recommenders.llm.prompt import LLMSeqPrompt, log_prior
 from seqrec_prompt.recommenders.rules import Rules

@@ -18,7 +18,8 @@ from seqrec_prompt.evaluation.evaluate import EvaluateConfig, evaluate
 from seqrec_prompt.finetuning.finetune import FinetuneConfig, finetune
 from seqrec_prompt.finetuning.pairs import PairsConfig, pairs
 from seqrec_prompt.journal import Journal
-from seqrec_prompt.prompting.templates import TemplateConfig, compile_template, text
+from seqrec_prompt.prompting.prompter import compile_template
+from seqrec_prompt.prompting.templates import TemplateConfig, text
 from seqrec_prompt.recommenders.fit import FitConfig, fit
 from seqrec_prompt.recommenders.recommend import RecommendConfig, recommend
 
