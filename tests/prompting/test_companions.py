@@ -112,8 +112,9 @@ def test_the_compiled_catalog_is_that_of_these_companions(data, tokenizer, tmp_p
         again.add(data.catalog.take(np.array([3])), tokenizer)
 
 
+@pytest.mark.parametrize(("scoring", "weight"), [("renormalised", 0), ("joint", 0), ("joint", 0.7)])
 def test_a_tuned_adapter_decodes_with_the_companions_it_was_trained_with(
-    dataset_dir, tiny_model, tiny_engine, tmp_path
+    dataset_dir, tiny_model, tiny_engine, tmp_path, scoring, weight
 ):
     data, adapter = Dataset.load(dataset_dir), tmp_path / "adapter"
     template = {"companions": 3, "max_items": 4}
@@ -133,18 +134,34 @@ def test_a_tuned_adapter_decodes_with_the_companions_it_was_trained_with(
     )
     assert read_manifest(adapter, "finetune")["config"]["template"]["companions"] == 3
     out = tmp_path / "lists.parquet"
-    recommend(RecommendConfig(data=dataset_dir, model=str(tiny_model), adapter=adapter, out=out, k=5, dtype="float32"))
+    recommend(
+        RecommendConfig(
+            data=dataset_dir,
+            model=str(tiny_model),
+            adapter=adapter,
+            out=out,
+            k=5,
+            dtype="float32",
+            scoring=scoring,
+            prior_weight=weight,
+            budget=100_000,
+        )
+    )
     lists = files.read(out, data.catalog).lists
     assert lists.certified.all()
     following = data.companions(3)
     assert following.lengths.max() > 1
     prompter = compile_template(TemplateConfig(**template), data.catalog, tiny_engine.tokenizer, companions=following)
     plain = compile_template(TemplateConfig(max_items=4), data.catalog, tiny_engine.tokenizer)
-    longer = 0
+    answers, longer = as_lists(prompter.answers), 0
+
+    def scored(items):
+        return oracle_scores(tiny_engine.model, prompter.prompt(items).tolist(), answers, scoring)
+
+    prior = scored(np.array([], np.int32))
     for i, items in enumerate(data.split.test.prompts):
-        prompt = prompter.prompt(items[-4:]).tolist()
-        longer += len(prompt) > len(plain.prompt(items[-4:]))
-        scores = oracle_scores(tiny_engine.model, prompt, as_lists(prompter.answers))
+        longer += len(prompter.prompt(items[-4:])) > len(plain.prompt(items[-4:]))
+        scores = scored(items[-4:]) - weight * prior
         assert lists.scores[lists.offsets[i] : lists.offsets[i + 1]] == pytest.approx(
             np.sort(scores)[::-1][:5], abs=1e-3
         )
