@@ -6,8 +6,9 @@ python eval/benchmarks/decoding.py joint --lists runs/sample/joint.parquet runs/
 python eval/benchmarks/decoding.py page --out eval/results/decoding
 
 `proof` reads what `recommend` wrote for the test sessions: the share of lists that are certified; `tuned` the same of
-lists by a tuned adapter, `joint` of such by --scoring joint. Each part writes one JSON file into --out; `page` writes
-decoding.md from what is there. Times are wall clock on the machine the page names; compare them within a page only.
+lists by a tuned adapter, `joint` and `joint_companions` of such by --scoring joint. Each part writes one JSON file into
+--out; `page` writes decoding.md from what is there. Times are wall clock on the machine the page names; compare them
+within a page only.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from seqrec_prompt.recommenders import files
 K = 20
 LARGE_VOCABULARY = 151_936
 PEER_SETTINGS = ("limit", "peers")
-SETTINGS = {"peers": PEER_SETTINGS, "proof": ("lists",), "tuned": ("lists",), "joint": ("lists",)}
+READ = ("proof", "tuned", "joint", "joint_companions")  # parts that read what `recommend` wrote
+SETTINGS = {"peers": PEER_SETTINGS} | dict.fromkeys(READ, ("lists",))
 PEERS = ("llguidance", "xgrammar", "sample", "beam-alone", "beam")
 
 
@@ -212,7 +214,7 @@ def _proved(path: Path) -> dict[str, Any]:
 
 
 PARTS = {"speed": speed, "peers": against_peers, "vocabulary": vocabulary}
-PARTS |= dict.fromkeys(("proof", "tuned", "joint"), proof)
+PARTS |= dict.fromkeys(READ, proof)
 
 
 def main() -> None:
@@ -224,7 +226,7 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, help="adapter made by 'finetune'")
     parser.add_argument("--out", type=Path, default=Path("eval/results/decoding"), help="directory of the results")
     parser.add_argument(
-        "--lists", type=Path, nargs="+", help="Parquet files made by 'recommend', for 'proof' and 'joint'"
+        "--lists", type=Path, nargs="+", help=f"Parquet files made by 'recommend', for {', '.join(READ)}"
     )
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a peer is stopped")
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="which peers")
