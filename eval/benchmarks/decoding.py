@@ -1,6 +1,7 @@
 """Constrained decoding against its peers, in one run: seconds a session, what is valid, what is proved.
 
 python eval/benchmarks/decoding.py speed peers vocabulary --data runs/beauty/data --out eval/results/decoding
+python eval/benchmarks/decoding.py beam_64 --limit 1500
 python eval/benchmarks/decoding.py proof --lists runs/beauty/all.parquet
 python eval/benchmarks/decoding.py joint --lists runs/sample/joint.parquet runs/beauty/joint.parquet
 python eval/benchmarks/decoding.py page --out eval/results/decoding
@@ -30,6 +31,7 @@ from seqrec_prompt.artifacts import write_json
 from seqrec_prompt.data.dataset import Dataset
 from seqrec_prompt.decoding.compiled import CompiledCatalog, compile_catalog
 from seqrec_prompt.decoding.search import Scoring, search
+from seqrec_prompt.engines.hardware import Dtype
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine
 from seqrec_prompt.prompting.templates import TemplateConfig
 from seqrec_prompt.ragged import IntArray
@@ -39,7 +41,7 @@ K = 20
 LARGE_VOCABULARY = 151_936
 PEER_SETTINGS = ("limit", "peers")
 READ = ("proof", "tuned", "joint", "joint_companions")  # parts that read what `recommend` wrote
-SETTINGS = {"peers": PEER_SETTINGS} | dict.fromkeys(READ, ("lists",))
+SETTINGS = {"peers": PEER_SETTINGS, "beam_64": ("limit",)} | dict.fromkeys(READ, ("lists",))
 PEERS = ("llguidance", "xgrammar", "sample", "beam-alone", "beam")
 
 
@@ -73,9 +75,9 @@ def _now() -> float:
 class Bench:
     """A model, a compiled catalog and a fixed draw of test sessions."""
 
-    def __init__(self, given: argparse.Namespace, vocabulary: int | None = None) -> None:
+    def __init__(self, given: argparse.Namespace, vocabulary: int | None = None, dtype: Dtype = "auto") -> None:
         self.data = Dataset.load(given.data)
-        self.engine = HuggingFaceEngine.load(given.model, given.adapter)
+        self.engine = HuggingFaceEngine.load(given.model, given.adapter, dtype)
         if vocabulary:
             self.engine.model.resize_token_embeddings(vocabulary)
             self.engine = HuggingFaceEngine(self.engine.model, self.engine.tokenizer)
@@ -177,14 +179,29 @@ def against_peers(given: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     for name in given.peers:
         torch.manual_seed(given.seed)
-        result = runs[name]()
-        distinct = sum(len(set(items)) for items in result.lists)
-        row = vars(result) | {"peer": name, "distinct_share": distinct / (K * len(prompts))}
-        rows.append({key: value for key, value in row.items() if key != "lists"})
+        rows.append(_cost(runs[name](), name, len(prompts)))
         print(rows[-1], flush=True)
         found = {"ours": ours, "peers": rows, "time_limit": given.limit}
         write_json(given.out / "peers.json", found | stamp(given, "peers", *PEER_SETTINGS))  # a peer may take an hour
     return found
+
+
+def beam_64(given: argparse.Namespace) -> dict[str, Any]:
+    """64 sessions at once, by this package and by beam search; in float32 its 1,280 rows need more than 24 GB."""
+    bench, n = Bench(given, dtype="bfloat16"), 64
+    bench.ours(8, 8, "renormalised", repeats=1)
+    ours = [bench.ours(n, n, "renormalised", 1)]
+    print(ours[0], flush=True)
+    model, tokenizer, trie = bench.engine.model, bench.engine.tokenizer, bench.compiled.trie
+    result = peers.beam_search(model, tokenizer, trie, bench.prompts(n), K, time_limit=given.limit, batch_size=n)
+    return {"ours": ours, "peers": [_cost(result, "beam", n)], "time_limit": given.limit}
+
+
+def _cost(result: peers.PeerResult, peer: str, sessions: int) -> dict[str, Any]:
+    """What a peer cost, with the share of real, different items among those wanted, without its lists."""
+    distinct = sum(len(set(items)) for items in result.lists)
+    row = vars(result) | {"peer": peer, "distinct_share": distinct / (K * sessions)}
+    return {key: value for key, value in row.items() if key != "lists"}
 
 
 def proof(given: argparse.Namespace) -> dict[str, Any]:
@@ -213,7 +230,7 @@ def _proved(path: Path) -> dict[str, Any]:
     }
 
 
-PARTS = {"speed": speed, "peers": against_peers, "vocabulary": vocabulary}
+PARTS = {"speed": speed, "peers": against_peers, "beam_64": beam_64, "vocabulary": vocabulary}
 PARTS |= dict.fromkeys(READ, proof)
 
 
