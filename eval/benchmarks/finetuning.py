@@ -211,8 +211,8 @@ def _speed(result: dict[str, Any]) -> list[str]:
     return [
         "## Targets a second",
         "",
-        f"{result['name']}: {result['batch_size']} examples a step, median of {result['steps']} steps, the objectives in turn. The first row "
-        "is one pair for every prefix of the windows that the last two rows train on whole.",
+        f"{result['name']}: {result['batch_size']} examples a step, median of {result['steps']} steps, the objectives "
+        "in turn. The first row is one pair for every prefix of the windows that the last two rows train on whole.",
         "",
         *table(head, rows),
     ]
