@@ -78,7 +78,7 @@ TITLES = {
     "joint": "Joint scores of a tuned adapter",
     "joint_companions": "Joint scores, companions in the prompt",
     "peers": "Against peers, eight sessions",
-    "beam_64": "Against beam search, 64 sessions at once, bfloat16",
+    "beam_64": "Against beam search, 64 sessions, bfloat16",
     "vocabulary": "A vocabulary of 151,936",
     "scale": "From twelve thousand titles to a million",
 }
@@ -140,7 +140,7 @@ def _joint(result: dict[str, Any]) -> list[str]:
 
 
 def _peers(result: dict[str, Any]) -> list[str]:
-    fast, at_once = result["ours"][0], {8: "eight", 64: "64"}[result["ours"][0]["sessions"]]
+    fast = result["ours"][0]
     rows = [
         [f"**{row['scoring']}**", f"{row['seconds']:.1f}", "1.0" if row is fast else _ratio(row, fast), "100%", "100%",
          f"{row['certified']:.0%} certified"]
@@ -151,21 +151,20 @@ def _peers(result: dict[str, Any]) -> list[str]:
         valid = 1 - row["invalid"] / row["completions"] if row["completions"] else None
         rows.append(
             [
-                row["name"] + (", one session at a time" if row["peer"] != "beam" else f", {at_once} at a time"),
+                f"{row['name']}, {row['batch']} at a time",
                 ("" if done else "> ") + f"{row['seconds']:.1f}",
                 ("" if done else "> ") + _ratio(row, fast),
                 "–" if valid is None else f"{valid:.0%}",
                 f"{row['distinct_share']:.0%}" if done else "–",
                 f"set-up {row['setup_seconds']:.1f} s"
-                + ("" if done else f", stopped at {result['time_limit']:.0f} s, after {row['steps']} tokens a title"),
+                + ("" if done else f", stopped with {row['completions'] // 20} of {fast['sessions']} sessions done"),
             ]
         )
     head = ["way", "seconds", "times ours", "valid", "distinct", "note"]
-    return [
-        f"Valid: completions that are a title. Distinct: different real items of {20 * fast['sessions']:,} wanted.",
-        "",
-        *table(head, rows),
-    ]
+    note = f"Valid: completions that are a title. Distinct: different real items of {20 * fast['sessions']:,} wanted."
+    if "memory_gb" in result:
+        note += f" Beam search: as many sessions at once as {result['memory_gb']:.0f} GB hold of 64, 32, 16, 8."
+    return [note, "", *table(head, rows)]
 
 
 def _ratio(row: dict[str, Any], ours: dict[str, Any]) -> str:

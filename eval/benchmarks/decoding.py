@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import peers
+import psutil
 import torch
 from _measure import stamp, write_page
 
@@ -179,11 +180,11 @@ def against_peers(given: argparse.Namespace) -> dict[str, Any]:
             **alone,
         ),
         "beam-alone": partial(beam, prompts, K, **alone),
-        "beam": partial(beam, prompts, K, time_limit=given.limit, batch_size=len(prompts)),
+        "beam": partial(beam, prompts, K, time_limit=given.limit, batch_size=8),
     }  # fmt: skip
     for name in given.peers:
         torch.manual_seed(given.seed)
-        rows.append(_cost(runs[name](), name, len(prompts)))
+        rows.append(_cost(runs[name](), name, prompts, 8 if name == "beam" else 1))
         print(rows[-1], flush=True)
         found = {"ours": ours, "peers": rows, "time_limit": given.limit}
         write_json(given.out / "peers.json", found | stamp(given, "peers", *PEER_SETTINGS))  # a peer may take an hour
@@ -191,20 +192,29 @@ def against_peers(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def beam_64(given: argparse.Namespace) -> dict[str, Any]:
-    """64 sessions at once, by this package and by beam search; in float32 its 1,280 rows need more than 24 GB."""
+    """64 sessions, by this package at once, by beam search in as large batches as the memory holds; in bfloat16."""
     bench, n = Bench(given, dtype="bfloat16"), 64
     bench.ours(8, 8, "renormalised", repeats=1)
-    ours = [bench.ours(n, n, "renormalised", 1)]
+    ours, prompts, batch = [bench.ours(n, n, "renormalised", 1)], bench.prompts(n), n
     print(ours[0], flush=True)
-    model, tokenizer, trie = bench.engine.model, bench.engine.tokenizer, bench.compiled.trie
-    result = peers.beam_search(model, tokenizer, trie, bench.prompts(n), K, time_limit=given.limit, batch_size=n)
-    return {"ours": ours, "peers": [_cost(result, "beam", n)], "time_limit": given.limit}
+    beam = partial(peers.beam_search, bench.engine.model, bench.engine.tokenizer, bench.compiled.trie, prompts, K)
+    memory = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 0.95), resource.RLIM_INFINITY))  # to fail, not be killed
+    while True:
+        try:
+            rows = [_cost(beam(time_limit=given.limit, batch_size=batch), "beam", prompts, batch)]
+            return {"ours": ours, "peers": rows, "time_limit": given.limit, "memory_gb": memory / 1e9}
+        except (RuntimeError, MemoryError) as error:
+            print(f"{batch} at once: {error}", flush=True)
+            if batch == 1:
+                raise
+            batch //= 2
 
 
-def _cost(result: peers.PeerResult, peer: str, sessions: int) -> dict[str, Any]:
+def _cost(result: peers.PeerResult, peer: str, prompts: list[IntArray], batch: int) -> dict[str, Any]:
     """What a peer cost, with the share of real, different items among those wanted, without its lists."""
     distinct = sum(len(set(items)) for items in result.lists)
-    row = vars(result) | {"peer": peer, "distinct_share": distinct / (K * sessions)}
+    row = vars(result) | {"peer": peer, "batch": batch, "distinct_share": distinct / (K * len(prompts))}
     return {key: value for key, value in row.items() if key != "lists"}
 
 
