@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int32]
 LongArray = npt.NDArray[np.int64]
+AT_ONCE = 2**22  # tokens that `take` moves: the places of all tokens of a large catalog are four times its tokens
 
 
 def offsets_of(lengths: npt.NDArray[np.integer] | Sequence[int]) -> LongArray:
@@ -85,5 +86,9 @@ class TokenLists:
 
     def take(self, which: npt.NDArray[np.integer]) -> TokenLists:
         """Select lists by position, in the order given."""
-        lengths = self.lengths[which]
-        return TokenLists(self.tokens[ranges(self.offsets[which], lengths)], offsets_of(lengths))
+        starts, lengths = self.offsets[which], self.lengths[which]
+        offsets = offsets_of(lengths)
+        tokens = np.empty(offsets[-1], self.tokens.dtype)
+        for a, b in blocks(offsets, AT_ONCE):
+            tokens[offsets[a] : offsets[b]] = self.tokens[ranges(starts[a:b], lengths[a:b])]
+        return TokenLists(tokens, offsets)

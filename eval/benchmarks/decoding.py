@@ -26,7 +26,7 @@ import numpy as np
 import peers
 import psutil
 import torch
-from _measure import stamp, write_page
+from _measure import peak_gb, stamp, write_page
 
 from seqrec_prompt.artifacts import write_json
 from seqrec_prompt.data.dataset import Dataset
@@ -42,7 +42,7 @@ K = 20
 LARGE_VOCABULARY = 151_936
 PEER_SETTINGS = ("limit", "peers")
 READ = ("proof", "tuned", "joint", "joint_companions")  # parts that read what `recommend` wrote
-SETTINGS = {"peers": PEER_SETTINGS, "beam_64": ("limit",)} | dict.fromkeys(READ, ("lists",))
+SETTINGS = {"peers": PEER_SETTINGS, "beam_64": ("limit", "at_once")} | dict.fromkeys(READ, ("lists",))
 PEERS = ("llguidance", "xgrammar", "sample", "beam-alone", "beam")
 
 
@@ -142,7 +142,7 @@ class Bench:
             "rounds": float(np.concatenate([p.counts.rounds for p in parts]).mean()),
             "certified": float(np.concatenate([p.certified for p in parts]).mean()),
             "median_gap": float(np.median(np.concatenate([p.gap for p in parts]))),
-            "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+            "peak_gb": peak_gb(),
         }
 
 
@@ -192,11 +192,11 @@ def against_peers(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def beam_64(given: argparse.Namespace) -> dict[str, Any]:
-    """64 sessions, by this package at once, by beam search in as large batches as the memory holds; in bfloat16."""
+    """64 sessions, by this package and by beam search in as large batches as the memory holds; in bfloat16."""
     bench, n = Bench(given, dtype="bfloat16"), 64
     bench.ours(8, 8, "renormalised", repeats=1)
-    ours, prompts, batch = [bench.ours(n, n, "renormalised", 1)], bench.prompts(n), n
-    print(ours[0], flush=True)
+    ours, prompts, batch = bench.alternately(n, [n, 8], "renormalised", 1), bench.prompts(n), given.at_once
+    print(*ours, sep="\n", flush=True)
     beam = partial(peers.beam_search, bench.engine.model, bench.engine.tokenizer, bench.compiled.trie, prompts, K)
     memory = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 0.95), resource.RLIM_INFINITY))  # to fail, not be killed
@@ -260,6 +260,7 @@ def main() -> None:
         "--lists", type=Path, nargs="+", help=f"Parquet files made by 'recommend', for {', '.join(READ)}"
     )
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a peer is stopped")
+    parser.add_argument("--at-once", type=int, default=64, help="sessions that beam_64 tries first, then half as many")
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="which peers")
     parser.add_argument("--seed", type=int, default=0, help="draws the sessions")
     given = parser.parse_args()

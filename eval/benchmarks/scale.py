@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,14 +20,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from _measure import stamp, write_page
-from matplotlib import pyplot
+from _measure import peak_gb, stamp, write_page
 
 from seqrec_prompt.artifacts import write_json
 from seqrec_prompt.data.catalog import Catalog
-from seqrec_prompt.data.dataset import Dataset
+from seqrec_prompt.data.dataset import CATALOG, Dataset
 from seqrec_prompt.decoding.compiled import compile_catalog
 from seqrec_prompt.decoding.search import search
 from seqrec_prompt.engines.huggingface import HuggingFaceEngine
@@ -36,7 +33,6 @@ from seqrec_prompt.engines.models import load_tokenizer
 from seqrec_prompt.prompting.prompter import compile_template
 from seqrec_prompt.prompting.templates import TemplateConfig
 
-mpl.use("Agg")
 SIZES = (12_101, 100_000, 1_000_000)
 ADDED = 1000
 
@@ -60,20 +56,20 @@ def titles(known: list[str], n: int, seed: int) -> list[str]:
 
 def one_size(given: argparse.Namespace) -> dict[str, Any]:
     """Measure one catalog size in this process."""
-    data = Dataset.load(given.data)
-    texts = titles(data.catalog.texts(), given.one + ADDED, given.seed)
+    texts = titles(Catalog.load(given.data / CATALOG).texts(), given.one + ADDED, given.seed)
     ids = [str(i) for i in range(len(texts))]
     catalog, more = Catalog(ids[: given.one], texts[: given.one]), Catalog(ids[given.one :], texts[given.one :])
+    del texts, ids
     tokenizer = load_tokenizer(given.model)
     cache = Path(tempfile.mkdtemp())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    before = peak_gb()
     start = time.perf_counter()
     compile_template(TemplateConfig(), catalog, tokenizer)
     tokenise = time.perf_counter() - start
     start = time.perf_counter()
     compiled = compile_catalog(TemplateConfig(), catalog, tokenizer, cache=cache)
     compile_seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = peak_gb()
     start = time.perf_counter()
     compile_catalog(TemplateConfig(), catalog, tokenizer, cache=cache)
     load = time.perf_counter() - start
@@ -82,7 +78,7 @@ def one_size(given: argparse.Namespace) -> dict[str, Any]:
     add = time.perf_counter() - start
     shutil.rmtree(cache)
 
-    engine = HuggingFaceEngine.load(given.model)
+    data, engine = Dataset.load(given.data), HuggingFaceEngine.load(given.model)
     drawn = np.sort(np.random.default_rng(given.seed).choice(len(data.split.test), 8, replace=False))
     shown = compiled.prompter.fitting(data.split.test.prompts.take(drawn), 2048)
     prompts, shared = [compiled.prompter.prompt(items) for items in shown], len(compiled.prompter.head)
@@ -108,6 +104,9 @@ def one_size(given: argparse.Namespace) -> dict[str, Any]:
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Log-log: compile time, cache time and time a session against the number of titles."""
+    from matplotlib import pyplot  # noqa: PLC0415 - here, as the processes that are measured do not need it
+
+    pyplot.switch_backend("Agg")
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     sizes = [row["titles"] for row in rows]
     for key, label in (

@@ -144,6 +144,7 @@ def _sorted_leaves(titles: TokenLists) -> tuple[IntArray, LongArray, LongArray]:
     data = titles.tokens.astype(">u4").tobytes()
     bounds = (titles.offsets * 4).tolist()
     keys = [data[a:b] for a, b in pairwise(bounds)]
+    del data, bounds  # as large as the keys, which sorting needs room beside
     order = sorted(range(len(keys)), key=keys.__getitem__)
     new = np.array([True] + [keys[a] != keys[b] for a, b in pairwise(order)])
     rank = np.cumsum(new) - 1
@@ -189,6 +190,7 @@ def _nodes(sequences: TokenLists, common: LongArray) -> list[IntArray]:
         found.append((depth, start, n))
     leaves = np.stack([sequences.lengths, np.arange(n), np.arange(n) + 1], axis=1)
     every = np.concatenate([np.array(found, np.int64).reshape(-1, 3), leaves])
+    del found, leaves
     # Preorder: by first leaf, outer intervals before inner ones. The parent is the innermost interval still open.
     every = every[np.lexsort((every[:, 0], every[:, 1]))]
     parent, level = _nesting(every[:, 1].tolist(), every[:, 2].tolist())

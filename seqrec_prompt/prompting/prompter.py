@@ -134,7 +134,7 @@ def compile_template(
             answers = _cut(template, _tokenise(tokenizer, catalog.texts(), NEWLINE), newline)
     else:
         named = _tokenise(tokenizer, clusters if template.name == "Classify" else catalog.texts(), "")
-        tokens = np.insert(named.tokens, named.offsets[1:], end_token).astype(np.int32)
+        tokens = np.insert(named.tokens, named.offsets[1:], end_token)
         answers = TokenLists(tokens, offsets_of(named.lengths + 1))
         if template.name != "Classify":
             answers = _cut(template, answers, _ids([end_token]))
