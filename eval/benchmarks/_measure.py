@@ -148,8 +148,8 @@ def _joint(result: dict[str, Any]) -> list[str]:
 def _peers(result: dict[str, Any]) -> list[str]:
     fast = result["ours"][0]
     rows = [
-        [f"**{row['scoring']}**, {row['batch']} at a time", f"{row['seconds']:.1f}", "1.0" if row is fast else _ratio(row, fast), "100%", "100%",
-         f"{row['certified']:.0%} certified"]
+        [f"**{row['scoring']}**, {row['batch']} at a time", f"{row['seconds']:.1f}",
+         "1.0" if row is fast else _ratio(row, fast), "100%", "100%", f"{row['certified']:.0%} certified"]
         for row in result["ours"]
     ]  # fmt: skip
     for row in result["peers"]:

@@ -104,7 +104,7 @@ def one_size(given: argparse.Namespace) -> dict[str, Any]:
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Log-log: compile time, cache time and time a session against the number of titles."""
-    from matplotlib import pyplot  # noqa: PLC0415 - here, as the processes that are measured do not need it
+    from matplotlib import pyplot  # here, as the processes that are measured do not need it
 
     pyplot.switch_backend("Agg")
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
