@@ -146,7 +146,7 @@ def _joint(result: dict[str, Any]) -> list[str]:
 
 
 def _peers(result: dict[str, Any]) -> list[str]:
-    fast = result["ours"][0]
+    fast = min(result["ours"], key=lambda row: row["seconds"])
     rows = [
         [f"**{row['scoring']}**, {row['batch']} at a time", f"{row['seconds']:.1f}",
          "1.0" if row is fast else _ratio(row, fast, fast["sessions"]), "100%", "100%",

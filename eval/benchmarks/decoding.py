@@ -1,7 +1,7 @@
 """Constrained decoding against its peers, in one run: seconds a session, what is valid, what is proved.
 
 python eval/benchmarks/decoding.py speed peers vocabulary --data runs/beauty/data --out eval/results/decoding
-python eval/benchmarks/decoding.py beam_64 --limit 1500
+python eval/benchmarks/decoding.py beam_64 --limit 4200 --at-once 16
 python eval/benchmarks/decoding.py proof --lists runs/beauty/all.parquet
 python eval/benchmarks/decoding.py joint --lists runs/sample/joint.parquet runs/beauty/joint.parquet
 python eval/benchmarks/decoding.py page --out eval/results/decoding
