@@ -72,9 +72,10 @@ def write_page(out: Path) -> None:
         ("vocabulary", _speed),
         ("scale", _scale),
     ):
-        if part in found:
-            result = found[part]
-            lines += ["", f"## {TITLES[part]}", "", *write(result)]
+        for stem in sorted(name for name in found if name.partition("-")[0] == part):
+            result = found[stem]
+            on = "" if stem == part else f": {result['hardware']}"  # a second kind of hardware
+            lines += ["", f"## {TITLES[part]}{on}", "", *write(result)]
             versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
             lines += ["", f"`{result['command']}`, commit {result['commit']}; {result['hardware']}; {versions}."]
     write_text(out.with_suffix(".md"), "\n".join(lines) + "\n")

@@ -4,12 +4,13 @@ python eval/benchmarks/decoding.py speed peers vocabulary --data runs/beauty/dat
 python eval/benchmarks/decoding.py beam_64 --limit 4200 --at-once 16
 python eval/benchmarks/decoding.py proof --lists runs/beauty/all.parquet
 python eval/benchmarks/decoding.py joint --lists runs/sample/joint.parquet runs/beauty/joint.parquet
+python eval/benchmarks/decoding.py speed peers --on avx2
 python eval/benchmarks/decoding.py page --out eval/results/decoding
 
 `proof` reads what `recommend` wrote for the test sessions: the share of lists that are certified; `tuned` the same of
 lists by a tuned adapter, `joint` and `joint_companions` of such by --scoring joint. Each part writes one JSON file into
 --out; `page` writes decoding.md from what is there. Times are wall clock on the machine the page names; compare them
-within a page only.
+within a table only. --on tells the files of a second kind of hardware from those of the first.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def against_peers(given: argparse.Namespace) -> dict[str, Any]:
         rows.append(_cost(runs[name](), name, prompts, 8 if name == "beam" else 1))
         print(rows[-1], flush=True)
         found = {"ours": ours, "peers": rows, "time_limit": given.limit}
-        write_json(given.out / "peers.json", found | stamp(given, "peers", *PEER_SETTINGS))  # a peer may take an hour
+        write_json(_file(given, "peers"), found | stamp(given, "peers", *PEER_SETTINGS))  # a peer may take an hour
     return found
 
 
@@ -248,6 +249,12 @@ PARTS = {"speed": speed, "peers": against_peers, "beam_64": beam_64, "vocabulary
 PARTS |= dict.fromkeys(READ, proof)
 
 
+def _file(given: argparse.Namespace, part: str) -> Path:
+    """Where the result of a part is written."""
+    file: Path = given.out / (f"{part}-{given.on}.json" if given.on else f"{part}.json")
+    return file
+
+
 def main() -> None:
     """Run the parts that were asked for, then write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -262,13 +269,14 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a peer is stopped")
     parser.add_argument("--at-once", type=int, default=64, help="sessions that beam_64 tries first, then half as many")
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="which peers")
+    parser.add_argument("--on", help="name of the hardware in that of the files, beside files of other hardware")
     parser.add_argument("--seed", type=int, default=0, help="draws the sessions")
     given = parser.parse_args()
     for part in given.parts:
         if part != "page":
             found = PARTS[part](given)
-            write_json(given.out / f"{part}.json", found | stamp(given, part, *SETTINGS.get(part, ())))
-            print(f"wrote {given.out / part}.json", flush=True)
+            write_json(_file(given, part), found | stamp(given, part, *SETTINGS.get(part, ())))
+            print(f"wrote {_file(given, part)}", flush=True)
     write_page(given.out)
 
 
