@@ -36,7 +36,7 @@ def stamp(given: argparse.Namespace, part: str, *more: str) -> dict[str, Any]:
 
 
 def _hardware() -> str:
-    """The hardware, of a CPU with the vector instructions that torch found: half of its speed hangs on them."""
+    """The hardware, of a CPU with the vector instructions that torch found: ratios hang on them, too."""
     if torch.cuda.is_available():
         return hardware()
     return f"{hardware()}, {torch.backends.cpu.get_cpu_capability()}"

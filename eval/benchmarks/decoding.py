@@ -251,8 +251,7 @@ PARTS |= dict.fromkeys(READ, proof)
 
 def _file(given: argparse.Namespace, part: str) -> Path:
     """Where the result of a part is written."""
-    file: Path = given.out / (f"{part}-{given.on}.json" if given.on else f"{part}.json")
-    return file
+    return Path(given.out, f"{part}-{given.on}.json" if given.on else f"{part}.json")
 
 
 def main() -> None:
