@@ -156,10 +156,14 @@ def _joint(result: dict[str, Any]) -> list[str]:
 
 
 def _peers(result: dict[str, Any]) -> list[str]:
-    fast = min(result["ours"], key=lambda row: row["seconds"])
+    yardsticks = [
+        min((row for row in result["ours"] if row["scoring"] == scoring), key=lambda row: row["seconds"])
+        for scoring in dict.fromkeys(row["scoring"] for row in result["ours"])
+    ]
+    fast = yardsticks[0]
     rows = [
         [f"**{row['scoring']}**, {row['batch']} at a time", f"{row['seconds']:.1f}",
-         "1.0" if row is fast else _ratio(row, fast, fast["sessions"]), "100%", "100%",
+         *(_ratio(row, ours, fast["sessions"]) for ours in yardsticks), "100%", "100%",
          f"{row['certified']:.0%} certified"]
         for row in result["ours"]
     ]  # fmt: skip
@@ -171,14 +175,14 @@ def _peers(result: dict[str, Any]) -> list[str]:
             [
                 f"{row['name']}, {row['batch']} at a time",
                 ("" if done else "> ") + f"{row['seconds']:.1f}",
-                ("" if done else "> ") + _ratio(row, fast, begun),
+                *(("" if done else "> ") + _ratio(row, ours, begun) for ours in yardsticks),
                 "–" if valid is None else f"{valid:.0%}",
                 f"{row['distinct_share']:.0%}" if done else "–",
                 f"set-up {row['setup_seconds']:.1f} s"
                 + ("" if done else f", stopped with {decoded} of {fast['sessions']} sessions done"),
             ]
         )
-    head = ["way", "seconds", "times ours", "valid", "distinct", "note"]
+    head = ["way", "seconds", *(f"times {ours['scoring']}" for ours in yardsticks), "valid", "distinct", "note"]
     note = f"Valid: completions that are a title. Distinct: different real items of {20 * fast['sessions']:,} wanted."
     if "memory_gb" in result:
         note += f" Beam search is given {result['memory_gb']:.0f} GB of memory."
@@ -187,7 +191,8 @@ def _peers(result: dict[str, Any]) -> list[str]:
 
 def _ratio(row: dict[str, Any], ours: dict[str, Any], begun: int) -> str:
     """Seconds a session in terms of ours; where a peer was stopped, too few, as the last ones begun are not done."""
-    return f"{row['seconds'] / begun / (ours['seconds'] / ours['sessions']):.0f}"
+    ratio = row["seconds"] / begun / (ours["seconds"] / ours["sessions"])
+    return f"{ratio:.0f}" if ratio >= 15 else f"{ratio:.1f}"
 
 
 def _scale(result: dict[str, Any]) -> list[str]:

@@ -193,10 +193,11 @@ def against_peers(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def beam_64(given: argparse.Namespace) -> dict[str, Any]:
-    """64 sessions, by this package and by beam search in as large batches as the memory holds; in bfloat16."""
+    """64 sessions, both scores, and beam search in as large batches as the memory holds; in bfloat16."""
     bench, n = Bench(given, dtype="bfloat16"), 64
     bench.ours(8, 8, "renormalised", repeats=1)
     ours, prompts, batch = bench.alternately(n, [n, 8], "renormalised", 1), bench.prompts(n), given.at_once
+    ours.append(bench.ours(n, 8, "joint", repeats=1))
     print(*ours, sep="\n", flush=True)
     beam = partial(peers.beam_search, bench.engine.model, bench.engine.tokenizer, bench.compiled.trie, prompts, K)
     memory = psutil.virtual_memory().available + psutil.Process().memory_info().rss
