@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from seqrec_prompt.console import progress
 from seqrec_prompt.decoding.eligible import Eligible, Filters
 from seqrec_prompt.decoding.frontier import FloatArray, Prefixes
 from seqrec_prompt.decoding.trie import CatalogTrie
@@ -151,20 +152,25 @@ def search_after(
 
 
 def score_catalog(
-    engine: PrefixScorer, trie: CatalogTrie, prompt: IntArray, *, scoring: Scoring = "renormalised", block: int = 4096
+    engine: PrefixScorer, trie: CatalogTrie, prompt: IntArray, *, scoring: Scoring = "renormalised", block: int = 1024
 ) -> FloatArray:
     """(leaves,) score of every title after one prompt, by walking the whole trie, about `block` tokens at a time."""
     scores = np.empty(trie.n_leaves)
-    part = trie.sequences.offsets[:-1] // block
-    for leaves in np.split(np.arange(trie.n_leaves), np.flatnonzero(np.diff(part)) + 1):
-        items = trie.items[trie.item_ptr[leaves]]
-        only = Filters(allow=TokenLists(items, np.array([0, len(items)])))
-        everything = len(trie.sequences.tokens)
-        found = search(
-            engine, trie, [prompt], len(leaves), scoring=scoring, filters=only,
-            width=everything, stride=everything, budget=everything,
-        )  # fmt: skip
-        scores[trie.leaf_of[found.items]] = found.scores
+    edge = trie.depth - np.where(trie.parent < 0, 0, trie.depth[trie.parent])
+    if scoring == "renormalised":
+        edge = np.where(trie.n_children == 0, 0, edge)  # past its last decision a title is not read
+    part = np.cumsum(np.bincount(trie.lo, edge, trie.n_leaves)) // block
+    everything = len(trie.sequences.tokens)
+    with progress(trie.n_leaves, "score the catalog", "titles") as bar:
+        for leaves in np.split(np.arange(trie.n_leaves), np.flatnonzero(np.diff(part)) + 1):
+            items = trie.items[trie.item_ptr[leaves]]
+            only = Filters(allow=TokenLists(items, np.array([0, len(items)])))
+            found = search(
+                engine, trie, [prompt], len(leaves), scoring=scoring, filters=only,
+                width=everything, stride=everything, budget=everything,
+            )  # fmt: skip
+            scores[trie.leaf_of[found.items]] = found.scores
+            bar.update(len(leaves))
     return scores
 
 

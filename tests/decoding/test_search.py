@@ -306,6 +306,31 @@ def test_the_whole_catalog_is_scored_block_by_block(catalog, prompt, sharp, mode
     np.testing.assert_allclose(found[trie.leaf_of], expected, atol=1e-9)
 
 
+@settings(max_examples=60, deadline=None)
+@given(catalogs, modes, st.integers(1, 40))
+def test_blocks_of_the_catalog_are_as_many_as_what_is_read_of_it_asks_for(catalog, mode, block):
+    """Counted are tokens that are read: under renormalised scores none past a title's last decision."""
+    reads = []
+
+    class Counted(Scorer):
+        def extend(self, session, slot, runs):
+            reads[-1] += len(runs.tokens)
+            return super().extend(session, slot, runs)
+
+        def prefill(self, prompts, shared=0, *, keep=False):
+            reads.append(0)
+            return super().prefill(prompts, shared, keep=keep)
+
+    trie, prompt = compile_trie(TokenLists.of(catalog)), np.array([1], np.int32)
+    score_catalog(Counted(1.0), trie, prompt, scoring=mode.scoring, block=10**9)
+    (whole,) = reads
+    reads.clear()
+    score_catalog(Counted(1.0), trie, prompt, scoring=mode.scoring, block=block)
+    ends = trie.n_leaves if mode.scoring == "joint" else 0  # last tokens of titles are counted, though not read
+    assert len(reads) <= (whole + ends) // block + 1
+    assert max(reads) <= block + 2 * max(map(len, catalog)), "its own tokens, and the way to the first of them"
+
+
 def test_complete_lists_come_first_under_joint_scores():
     """Where no title is likely, best first alone would spend its budget on the beginnings of all of them."""
     draw = np.random.default_rng(3)
