@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,11 +17,15 @@ import torch
 from seqrec_prompt.artifacts import write_text
 from seqrec_prompt.finetuning.training import hardware
 
+# glibc gives large blocks back to the system when they are freed, and every page of the next is a fault: a peer's
+# logits of all items are such, and the caches that a beam copies. With these it keeps them: who knows may run peers so.
+KEEPS = {"MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_MMAP_THRESHOLD_": str(10**11)}
+
 
 def stamp(given: argparse.Namespace, part: str, *more: str) -> dict[str, Any]:
     """Command with the settings that matter, `more` of them to `part`; commit, hardware and versions of a result."""
     words = ["python", f"eval/benchmarks/{Path(sys.argv[0]).name}", *([part] if part else [])]
-    for name in ("model", "adapter", *more, "seed"):
+    for name in ("model", "adapter", *more, "seed", "keep_memory"):
         value = getattr(given, name, None)
         if value is None or value is False:
             continue
@@ -36,10 +41,20 @@ def stamp(given: argparse.Namespace, part: str, *more: str) -> dict[str, Any]:
 
 
 def _hardware() -> str:
-    """The hardware, of a CPU with the vector instructions that torch found: ratios hang on them, too."""
+    """The hardware; of a CPU what times and ratios hang on, too.
+
+    That is the vector instructions that torch found, and whether freed memory stays with the process.
+    """
     if torch.cuda.is_available():
         return hardware()
-    return f"{hardware()}, {torch.backends.cpu.get_cpu_capability()}"
+    kept = ", memory kept" if os.environ.keys() >= KEEPS.keys() else ""
+    return f"{hardware()}, {torch.backends.cpu.get_cpu_capability()}{kept}"
+
+
+def keep_memory() -> None:
+    """Begin this process anew under KEEPS, which malloc reads at its start."""
+    if not os.environ.keys() >= KEEPS.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEPS)  # noqa: S606
 
 
 def commit() -> str:

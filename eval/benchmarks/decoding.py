@@ -4,13 +4,13 @@ python eval/benchmarks/decoding.py speed peers vocabulary --data runs/beauty/dat
 python eval/benchmarks/decoding.py beam_64 --limit 4200 --at-once 16
 python eval/benchmarks/decoding.py proof --lists runs/beauty/all.parquet
 python eval/benchmarks/decoding.py joint --lists runs/sample/joint.parquet runs/beauty/joint.parquet
-python eval/benchmarks/decoding.py speed peers --on avx2
+python eval/benchmarks/decoding.py speed peers --keep-memory --on kept
 python eval/benchmarks/decoding.py page --out eval/results/decoding
 
 `proof` reads what `recommend` wrote for the test sessions: the share of lists that are certified; `tuned` the same of
 lists by a tuned adapter, `joint` and `joint_companions` of such by --scoring joint. Each part writes one JSON file into
 --out; `page` writes decoding.md from what is there. Times are wall clock on the machine the page names; compare them
-within a table only. --on tells the files of a second kind of hardware from those of the first.
+within a table only. --on tells the files of a second kind of hardware, or of --keep-memory, from those of the first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import peers
 import psutil
 import torch
-from _measure import peak_gb, stamp, write_page
+from _measure import KEEPS, keep_memory, peak_gb, stamp, write_page
 
 from seqrec_prompt.artifacts import write_json
 from seqrec_prompt.data.dataset import Dataset
@@ -271,7 +271,14 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS, help="which peers")
     parser.add_argument("--on", help="name of the hardware in that of the files, beside files of other hardware")
     parser.add_argument("--seed", type=int, default=0, help="draws the sessions")
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="with an allocator that keeps freed memory (" + ", ".join(f"{a}={b}" for a, b in KEEPS.items()) + ")",
+    )
     given = parser.parse_args()
+    if given.keep_memory:
+        keep_memory()
     for part in given.parts:
         if part != "page":
             found = PARTS[part](given)

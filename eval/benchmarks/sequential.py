@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import commit, table
+from _measure import KEEPS, commit, table
 from scipy import stats
 
 from seqrec_prompt.artifacts import write_json, write_text
@@ -48,8 +48,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "LLM2SASRec": ("sasrec", TUNED | {"items": LLM}),
     "LLM2SASRec, permuted": ("sasrec", TUNED | {"items": LLM | {"permuted": True}}),
 }
-# glibc gives large blocks back to the system when they are freed, and a peer's logits of all items are one a step.
-KEEPS = {"MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_MMAP_THRESHOLD_": str(10**11)}
 # What both sides of the speed table have: the architecture, the loss and the batch of SASRec, and of BERT4Rec.
 EQUAL = {"dim": 64, "layers": 2, "heads": 2, "dropout": 0.2, "max_items": 50, "batch_size": 128}
 
